@@ -1,0 +1,89 @@
+"""The seams: what a pass is, what a runtime is, and what a pass may learn from real data.
+
+``pipeline`` wraps every pass with the invariant check, a timer and an event, so passes hold no logging, no timing and
+no try. A reason not to do something is a value, not an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from edgeopt.records import Artifact, Recipe, Scalar, Signature, Target
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    Model: TypeAlias = ir.Model
+    Array: TypeAlias = NDArray[np.generic]
+    Feeds: TypeAlias = Mapping[str, Array]
+    """Input name to array, for one inference (the batch axis included where the model has one)."""
+
+Settings: TypeAlias = Mapping[str, Scalar]
+
+
+class Evidence(Protocol):
+    """What the calibration data says; handed to every pass. Everything streams: one sample is in memory at a time."""
+
+    signature: Signature
+    target: Target
+    sample_count: int
+    """0 where there is no data at all."""
+    synthetic: bool
+    """The samples are made up: good for ranges at most, never for a claim."""
+    seed: int
+
+    def samples(self) -> Iterator[Feeds]:
+        """The calibration samples, in order, from the start at every call."""
+
+    def observe(self, model: Model, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+        """Run ``model`` over the samples and yield the named tensors of each, one sample at a time."""
+
+
+class Pass(Protocol):
+    """ONNX in, ONNX out."""
+
+    name: str
+    """Also the metric label, the manifest's ``technique`` and the YAML key."""
+    lossless: bool
+    """Outputs change by float rounding at most: allowed to win without real data."""
+    needs_data: bool
+
+    def refuse(self, signature: Signature, target: Target) -> str | None:
+        """Why this pass has nothing to do here, in one sentence; None where it has."""
+
+    def apply(self, model: Model, settings: Settings, evidence: Evidence) -> Model:
+        """A new model; ``model`` is not touched. Raises :class:`~edgeopt.errors.PassFailed`."""
+
+
+class Session(Protocol):
+    """An opened artifact."""
+
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+
+    def run(self, feeds: Feeds) -> list[Array]:
+        """One inference; outputs in the order of ``output_names``."""
+
+
+class Runtime(Protocol):
+    """Something that executes models on this device."""
+
+    name: str
+    version: str
+
+    def refuse(self, signature: Signature, target: Target) -> str | None:
+        """Why this runtime cannot serve this model here; None where it can."""
+
+    def compile(self, model: Path, recipe: Recipe, target: Target) -> Artifact:
+        """The artifact that ``model`` (an ONNX file, external data beside it) is served as.
+
+        Raises :class:`~edgeopt.errors.CompileFailed` with the runtime's own reason.
+        """
+
+    def open(self, artifact: Artifact) -> AbstractContextManager[Session]:
+        """A session with the artifact's own settings."""

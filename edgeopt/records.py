@@ -1,0 +1,342 @@
+"""The frozen dataclasses that flow through edgeopt, from a drop to a manifest.
+
+``JobOrder > Signature > Recipes > (Artifact, Measurement)* = Trials > Verdict > manifest``
+
+Standard library only: the daemon, the worker and the command line share these. Units end the name
+(``_ms _s _bytes _ratio``). "Nothing beat the original" is a :class:`Verdict`, not a failure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Scalar: TypeAlias = str | int | float | bool
+Dim: TypeAlias = int | str
+"""A dimension: a length, or the name of a symbolic one (``"?"`` where the model names none)."""
+
+Objective: TypeAlias = Literal["latency", "size", "memory"]
+Metric: TypeAlias = Literal["auto", "accuracy", "expected_drop", "agreement", "cosine", "nsr"]
+QualityKind: TypeAlias = Literal["accuracy", "agreement", "synthetic"]
+
+
+# ---------------------------------------------------------------- what the model is
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One input or output of a model; ``dtype`` is numpy's name for it, such as ``float32``."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatePair:
+    """An output that the caller feeds back as an input in the next step."""
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """What a model is: enough to plan with, without the model itself."""
+
+    format: str
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    operators: tuple[tuple[str, int], ...]
+    """(``domain::type`` or bare type for ai.onnx, count), sorted; counts nodes of subgraphs too."""
+    states: tuple[StatePair, ...] = ()
+    parameter_bytes: int = 0
+    quantized: bool = False
+    """The model already holds integer kernels or QDQ pairs."""
+
+    def count(self, *operators: str) -> int:
+        """How many nodes are of one of these operator types."""
+        return sum(number for name, number in self.operators if name in operators)
+
+
+# ---------------------------------------------------------------- what the device is, what the operator wants
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The device and runtime that candidates are made for."""
+
+    name: str
+    """``cpu``, ``arm``, ``tensorrt`` or ``tensorrt-rtx``."""
+    device: str
+    arch: str
+    features: tuple[str, ...]
+    """Instruction sets that change which kernels run, in Linux' words: ``avx2 avx512_vnni asimddp i8mm`` ..."""
+    threads: int
+    memory_bytes: int
+    batch: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetRequest:
+    """What the configuration asks of the target; ``device.detect`` turns it into a :class:`Target`."""
+
+    name: Literal["auto", "cpu", "arm", "tensorrt", "tensorrt-rtx"] = "auto"
+    threads: int | None = None
+    compute_capability: tuple[float, ...] = ()
+    batch: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    objective: Objective = "latency"
+    metric: Metric = "auto"
+    max_drop: float = 0.01
+    """Largest quality drop a candidate may show at its 95 % bound, as a ratio."""
+    min_speedup: float = 1.02
+    """The objective's gain a candidate must show at its 95 % bound, as a ratio over the original."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    strategy: Literal["auto", "grid", "random", "bayesian"] = "auto"
+    budget_s: float = 600.0
+    trials: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Techniques:
+    """``auto``, ``off``, or what to use: names of passes, or settings."""
+
+    quantize: str | tuple[str, ...] = "auto"
+    prune: Any = "auto"
+    distill: Any = "auto"
+    merge: Any = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocess:
+    """How a picture becomes a tensor; used for calibration from image folders."""
+
+    resize: int | None = None
+    crop: int | None = None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    color: Literal["rgb", "bgr", "gray"] = "rgb"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputHint:
+    """What job.yaml says of one input: a shape for its symbolic dimensions, the range of its values."""
+
+    shape: tuple[Dim, ...] | None = None
+    range: tuple[float, float] | None = None
+    preprocess: Preprocess | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the operator accepts; the configuration's, with a drop's job.yaml laid over it."""
+
+    target: TargetRequest = field(default_factory=TargetRequest)
+    goal: Goal = field(default_factory=Goal)
+    search: Search = field(default_factory=Search)
+    techniques: Techniques = field(default_factory=Techniques)
+    inputs: tuple[tuple[str, InputHint], ...] = ()
+    teacher: str | None = None
+    merge: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLimits:
+    """What the worker process may use."""
+
+    sandbox: Literal["auto", "required", "off"] = "auto"
+    job_timeout_s: float = 3600.0
+    memory_bytes: int = 0
+    """0 = no limit."""
+    threads: int | None = None
+    nice: int = 10
+    model_bytes: int = 4 << 30
+    torchscript: bool = False
+
+
+# ---------------------------------------------------------------- what the daemon hands to the worker
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The model file as it was dropped."""
+
+    file: str
+    format: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedFiles:
+    """Server-made names inside the job's ``input/`` folder; the names of the drop never reach a path.
+
+    External-data files keep their (checked, plain) names beside the model, since the model refers to them.
+    """
+
+    model: str
+    job_file: str | None = None
+    calibration: str | None = None
+    eval: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOrder:
+    """Everything the worker needs to know; written as ``order.json`` into the staging folder."""
+
+    job_id: str
+    name: str
+    source: Source
+    files: StagedFiles
+    policy: Policy
+    limits: WorkerLimits
+    only_recipe: Recipe | None = None
+    """Replay this one recipe (``optimize --recipe``) instead of planning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One line from the worker to its supervisor.
+
+    kind and fields:
+      ``stage``      stage
+      ``stage_done`` stage, seconds
+      ``progress``   ratio (0..1), trial, trials, text
+      ``candidate``  trial (a Trial as JSON), outcome (``measured`` | ``refused`` | ``failed``)
+      ``cache``      result (``hit`` | ``miss``)
+      ``note``       text: one sentence for the operator
+      ``failed``     code, message, hint, stage, disposition
+      ``finished``   reason: one sentence; the artifact lies in ``out/``
+    """
+
+    kind: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------- what is tried, and what came of it
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One pass with its settings, sorted by name."""
+
+    technique: str
+    settings: tuple[tuple[str, Scalar], ...] = ()
+
+    @staticmethod
+    def of(technique: str, **settings: Scalar) -> Step:
+        return Step(technique=technique, settings=tuple(sorted(settings.items())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Passes in order. The empty recipe is the original as dropped: the baseline."""
+
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """Hash of the steps: 12 hex digits."""
+        text = json.dumps([[step.technique, list(step.settings)] for step in self.steps])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def label(self) -> str:
+        """What a table shows: ``tidy + quantize_static(method=mse)``."""
+        return " + ".join(_step_label(step) for step in self.steps) or "original"
+
+
+def _step_label(step: Step) -> str:
+    settings = ", ".join(f"{name}={value}" for name, value in step.settings)
+    return f"{step.technique}({settings})" if settings else step.technique
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A model in the form that a runtime loads, and the session settings it is loaded with."""
+
+    path: str
+    format: Literal["onnx", "tensorrt-engine"]
+    sha256: str
+    bytes: int
+    """On disk, external data included."""
+    runtime: str
+    runtime_version: str
+    session: tuple[tuple[str, Scalar], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A value with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """How right a candidate is. ``drop`` is what is held against ``goal.max_drop``, at ``ci95``'s upper end."""
+
+    kind: QualityKind
+    metric: str
+    value: float
+    drop: float
+    ci95: tuple[float, float]
+    samples: int
+    details: tuple[tuple[str, float], ...] = ()
+    """Reported beside it, never decisive: raw agreement, KL, mask IoU ..."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What was seen on the device. ``speedup`` and ``bytes_ratio`` are the original's over the candidate's: above 1 is better."""
+
+    latency: Latency
+    speedup: Interval
+    bytes: int
+    bytes_ratio: float
+    peak_memory_bytes: int
+    memory_ratio: float
+    quality: Quality
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One candidate: measured, or refused with the reason."""
+
+    recipe: Recipe
+    artifact: Artifact | None = None
+    measurement: Measurement | None = None
+    refused: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOrigin:
+    """Where calibration or eval samples came from: ``drop``, ``calibration`` (eval reusing it) or ``synthetic``."""
+
+    sha256: str
+    samples: int
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Chosen, why, and why not the others. ``winner`` is one of ``trials``; ``baseline`` is the original's trial."""
+
+    winner: Trial
+    baseline: Trial
+    trials: tuple[Trial, ...]
+    reason: str

@@ -1,0 +1,47 @@
+"""Names of the files and folders of a job; the daemon and the worker agree on them here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ARTIFACT_FILE = "model.onnx"
+ARTIFACT_DATA_FILE = "model.onnx.data"
+MANIFEST_FILE = "manifest.json"
+REPORT_FILE = "report.html"
+CHECKSUMS_FILE = "SHA256SUMS"
+REASON_FILE = "reason.json"
+CURRENT_LINK = "current"
+
+
+@dataclass(frozen=True, slots=True)
+class JobFolder:
+    """A job's staging folder."""
+
+    root: Path
+
+    @property
+    def order(self) -> Path:
+        return self.root / "order.json"
+
+    @property
+    def input(self) -> Path:
+        return self.root / "input"
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def out(self) -> Path:
+        return self.root / "out"
+
+    def create(self) -> None:
+        """Make the folder and its three subfolders, mode 0700."""
+        for folder in (self.root, self.input, self.work, self.out):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def cache_folder(state: Path, model_sha256: str) -> Path:
+    """Where finished candidates of one model lie; only jobs of this very model can write there."""
+    return state / "cache" / model_sha256[:32]

@@ -9,7 +9,8 @@
     │   ├── EmptyFile, NotAModel, TruncatedModel, ForbiddenFormat, TooLarge
     │   ├── UnsafeReference, MissingExternalData, UnsafeFile
     │   ├── UnsupportedModel, BadWeights
-    │   └── BadData, BadJobFile
+    │   ├── BadData, BadJobFile
+    │   └── BrokenArtifact
     ├── CandidateError        this candidate is out, the next one is tried
     │   └── PassFailed, CompileFailed, MeasureFailed
     ├── ResourceError         the job met a limit: retried once, then quarantined
@@ -135,6 +136,12 @@ class BadJobFile(InputError):
     """A job.yaml with mistakes; the message lists all of them."""
 
     code = "bad-job-file"
+
+
+class BrokenArtifact(InputError):
+    """A published version whose files are not what its manifest says."""
+
+    code = "broken-artifact"
 
 
 class CandidateError(EdgeoptError):

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """``-c/--config FILE``; where it is not given, the default places are tried."""
-    parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="configuration file (default: the usual places)")
+    parser.add_argument(
+        "-c", "--config", type=Path, metavar="FILE", help="configuration file (default: the usual places)"
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

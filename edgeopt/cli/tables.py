@@ -1,0 +1,132 @@
+"""Tables of the command line: what a manifest says as rows, and rows as text.
+
+A manifest (schema 1, a dict) comes in; out go rows of plain strings and, from those, a drawn table on a terminal or
+aligned columns without any control codes elsewhere. Nothing here decides anything: winner and reasons are the manifest's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+CANDIDATE_COLUMNS = ("recipe", "p50 ms", "speedup [95 %]", "size", "quality drop [95 %]", "outcome")
+_NOTHING = "-"
+
+
+def candidate_rows(manifest: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row for the original, then one for each candidate, in the manifest's order; the winner is marked."""
+    winner = label(manifest.get("recipe", []))
+    baseline = manifest.get("baseline", {})
+    original_won = winner == label([])
+    rows: list[tuple[str, ...]] = [
+        (
+            label([]),
+            _milliseconds(baseline.get("latency_ms")),
+            "1.00",
+            size(baseline.get("bytes")),
+            _NOTHING,
+            "winner" if original_won else "the original",
+        )
+    ]
+    for candidate in manifest.get("candidates", []):
+        name = label(candidate.get("recipe", []))
+        if name != label([]):
+            rows.append(_candidate_row(name, candidate, baseline, winner=name == winner))
+    return rows
+
+
+def _candidate_row(
+    name: str, candidate: Mapping[str, Any], baseline: Mapping[str, Any], *, winner: bool
+) -> tuple[str, ...]:
+    result = candidate.get("result") or {}
+    ratio, original_bytes = result.get("bytes_ratio"), baseline.get("bytes")
+    own_bytes = result.get("bytes") or (original_bytes / ratio if ratio and original_bytes else None)
+    refused = candidate.get("refused")
+    outcome = "winner" if winner else f"refused: {refused}" if refused else "not chosen"
+    return (
+        name,
+        _milliseconds(result.get("latency_ms")),
+        speedup(result.get("speedup")),
+        size(own_bytes),
+        drop(result.get("quality")),
+        outcome,
+    )
+
+
+def label(recipe: Sequence[Mapping[str, Any]]) -> str:
+    """A manifest's recipe as :attr:`edgeopt.records.Recipe.label` shows it; ``original`` where it is empty."""
+    steps = []
+    for step in recipe:
+        settings = ", ".join(f"{key}={step[key]}" for key in sorted(step) if key != "technique")
+        steps.append(f"{step['technique']}({settings})" if settings else str(step["technique"]))
+    return " + ".join(steps) or "original"
+
+
+def speedup(interval: Mapping[str, Any] | None) -> str:
+    """``1.85 [1.80, 1.91]``: the ratio with its 95 % interval."""
+    if not interval:
+        return _NOTHING
+    low, high = interval["ci95"]
+    return f"{interval['value']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def drop(quality: Mapping[str, Any] | None) -> str:
+    """``0.0019 [0.0000, 0.0056] accuracy``: the drop, its 95 % interval, what it is a drop of."""
+    if not quality:
+        return _NOTHING
+    low, high = quality["ci95"]
+    return f"{quality['drop']:.4f} [{low:.4f}, {high:.4f}] {quality['metric']}"
+
+
+def size(count: float | None) -> str:
+    """Bytes as people read them: ``281 KiB``."""
+    if count is None:
+        return _NOTHING
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def _milliseconds(latency: Mapping[str, Any] | None) -> str:
+    return f"{latency['p50']:.3f}" if latency else _NOTHING
+
+
+def draw(columns: Sequence[str], rows: Sequence[Sequence[str]], *, to: TextIO, title: str = "") -> None:
+    """Write the rows as a table to ``to``: drawn on a terminal, aligned plain columns elsewhere."""
+    if to.isatty():
+        _draw_rich(columns, rows, to=to, title=title)
+        return
+    if title:
+        print(title, file=to)
+    for line in plain(columns, rows):
+        print(line, file=to)
+
+
+def plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned columns, two spaces apart, no control codes."""
+    cells = [tuple(columns), *(tuple(printable(cell) for cell in row) for row in rows)]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def printable(text: str) -> str:
+    """The text with everything a terminal would act on escaped: names come from whoever filled the inbox."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def _draw_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], *, to: TextIO, title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        style = "green" if row[-1] == "winner" else "dim" if row[-1].startswith("refused") else ""
+        # Text, not str: a name with square brackets is no markup
+        table.add_row(*(Text(printable(cell)) for cell in row), style=style)
+    Console(file=to).print(table)

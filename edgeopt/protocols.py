@@ -79,6 +79,9 @@ class Runtime(Protocol):
     def refuse(self, signature: Signature, target: Target) -> str | None:
         """Why this runtime cannot serve this model here; None where it can."""
 
+    def load(self) -> None:
+        """Bring the runtime's library into this process, so that what follows is the artifact's own cost."""
+
     def compile(self, model: Path, recipe: Recipe, target: Target) -> Artifact:
         """The artifact that ``model`` (an ONNX file, external data beside it) is served as.
 

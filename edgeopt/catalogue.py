@@ -1,0 +1,41 @@
+"""Names to passes and runtimes; the only place that lists them. Imports stay inside the functions.
+
+The lists are literal: to add a pass, write its module in ``passes/`` and one line here.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import cast
+
+from edgeopt.errors import UsageError
+from edgeopt.protocols import Pass, Runtime
+
+PASSES: dict[str, tuple[str, str]] = {
+    "tidy": ("edgeopt.passes.tidy", "Tidy"),
+    "fold_batch_norm": ("edgeopt.passes.fold_batch_norm", "FoldBatchNorm"),
+    "fuse_transformer": ("edgeopt.passes.fuse_transformer", "FuseTransformer"),
+    "cast_fp16": ("edgeopt.passes.cast_fp16", "CastFp16"),
+    "quantize_dynamic": ("edgeopt.passes.quantize_dynamic", "QuantizeDynamic"),
+    "quantize_static": ("edgeopt.passes.quantize_static", "QuantizeStatic"),
+}
+RUNTIMES: dict[str, tuple[str, str]] = {
+    "onnxruntime": ("edgeopt.runtimes.ort", "OnnxRuntime"),
+}
+
+
+def find_pass(name: str) -> Pass:
+    """The pass called ``name``; :class:`UsageError` lists the known ones."""
+    return cast("Pass", _make(name, PASSES, "pass"))
+
+
+def find_runtime(name: str) -> Runtime:
+    """The runtime called ``name``; :class:`UsageError` lists the known ones."""
+    return cast("Runtime", _make(name, RUNTIMES, "runtime"))
+
+
+def _make(name: str, known: dict[str, tuple[str, str]], what: str) -> object:
+    if name not in known:
+        raise UsageError(f"there is no {what} called {name!r}", hint=f"Use one of {', '.join(sorted(known))}.")
+    module, attribute = known[name]
+    return getattr(import_module(module), attribute)()

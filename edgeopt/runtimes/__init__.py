@@ -1,0 +1,1 @@
+"""What executes models. Runtimes do not know each other; ``catalogue`` names them."""

@@ -42,7 +42,7 @@ def url() -> Kind:
             raise Unfit("is not a URL such as s3://bucket/models or file:///mnt/share")
         return str(value)
 
-    return Kind(read, without_credentials, is_secret=True)
+    return Kind(read, without_credentials)
 
 
 def without_credentials(value: str) -> str:

@@ -37,8 +37,6 @@ class Kind:
     show: Callable[[Any], Any]
     is_path: bool = False
     """Relative values are relative to the file they stand in."""
-    is_secret: bool = False
-    """Never repeated in a mistake, and shown with its credentials blotted out."""
 
 
 def seen(node: yaml.Node) -> str:
@@ -81,9 +79,24 @@ def text(wanted: str = "a text", *, pattern: str = "", limit: int = 4096) -> Kin
     return Kind(read, str)
 
 
-def path(*, secret: bool = False) -> Kind:
+def path() -> Kind:
     """A path; the reader makes it absolute."""
-    return Kind(text("a path").read, str, is_path=True, is_secret=secret)
+    return Kind(text("a path").read, str, is_path=True)
+
+
+def secret_path() -> Kind:
+    """The path of a file that holds a secret.
+
+    Who puts the secret itself here by mistake must not find it in a log, so no mistake repeats the value.
+    """
+
+    def read(node: yaml.Node) -> str:
+        value = node.value if isinstance(node, yaml.ScalarNode) else ""
+        if not value or len(value) > 4096 or not value.isprintable() or ":" in value:
+            raise Unfit("is not the path of a file; put the secret into a file of its own and name that")
+        return str(value)
+
+    return Kind(read, str, is_path=True)
 
 
 def choice(*names: str) -> Kind:
@@ -209,7 +222,7 @@ def or_else(word: str, kind: Kind) -> Kind:
         except Unfit as error:
             raise Unfit(f"{error}, nor {word}") from error
 
-    return Kind(read, lambda value: word if value is None else kind.show(value), kind.is_path, kind.is_secret)
+    return Kind(read, lambda value: word if value is None else kind.show(value), kind.is_path)
 
 
 def optional(kind: Kind) -> Kind:
@@ -218,7 +231,7 @@ def optional(kind: Kind) -> Kind:
     def read(node: yaml.Node) -> Any:
         return None if is_nothing(node) else kind.read(node)
 
-    return Kind(read, lambda value: None if value is None else kind.show(value), kind.is_path, kind.is_secret)
+    return Kind(read, lambda value: None if value is None else kind.show(value), kind.is_path)
 
 
 def list_of(kind: Kind, *, most: int = 64, exactly: int | None = None) -> Kind:
@@ -241,7 +254,7 @@ def list_of(kind: Kind, *, most: int = 64, exactly: int | None = None) -> Kind:
                 raise Unfit(f"[{position}] {error}") from error
         return tuple(entries)
 
-    return Kind(read, lambda value: [kind.show(entry) for entry in value], is_secret=kind.is_secret)
+    return Kind(read, lambda value: [kind.show(entry) for entry in value])
 
 
 def either(first: Kind, second: Kind) -> Kind:

@@ -100,7 +100,7 @@ INTAKE = Section(
     {
         "torchscript": Key("torchscript", kinds.boolean()),
         "require_signature": Key("require_signature", kinds.boolean()),
-        "keys": Key("keys", kinds.optional(kinds.path(secret=True))),
+        "keys": Key("keys", kinds.optional(kinds.secret_path())),
     },
 )
 LIMITS = Section(
@@ -137,8 +137,8 @@ HTTP = Section(
         "status_page": Key("status_page", kinds.boolean()),
         "textfile": Key("textfile", kinds.optional(kinds.path())),
         "tls_certificate": Key("tls_certificate", kinds.optional(kinds.path())),
-        "tls_key": Key("tls_key", kinds.optional(kinds.path(secret=True))),
-        "basic_auth": Key("basic_auth", kinds.optional(kinds.path(secret=True))),
+        "tls_key": Key("tls_key", kinds.optional(kinds.secret_path())),
+        "basic_auth": Key("basic_auth", kinds.optional(kinds.secret_path())),
     },
 )
 PUBLISH = Section(
@@ -146,7 +146,7 @@ PUBLISH = Section(
     {
         "keep": Key("keep", kinds.whole(1, 1000)),
         "to": Key("to", kinds.list_of(entries.url(), most=16)),
-        "signing_key": Key("signing_key", kinds.optional(kinds.path(secret=True))),
+        "signing_key": Key("signing_key", kinds.optional(kinds.secret_path())),
         "mode": Key("mode", kinds.mode()),
     },
 )

@@ -21,7 +21,8 @@ from edgeopt import __version__
 from edgeopt.errors import ConfigError, EdgeoptError, UsageError
 
 if TYPE_CHECKING:
-    Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+    # argparse has no public name for what add_subparsers returns
+    Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 

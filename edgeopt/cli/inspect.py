@@ -1,0 +1,92 @@
+"""``edgeopt inspect``: what a model or an artifact is. A sandboxed child reads the file; this renders what it says."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.cli import options, tables
+from edgeopt.cli.child import ask
+from edgeopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeopt.cli.main import Subparsers
+
+_MOST_ROWS = 40
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Arguments of ``inspect``."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="what a model or an artifact is",
+        description="Inputs, outputs, operators, precision of each layer, size and provenance of a model or an artifact.",
+    )
+    parser.add_argument("path", type=Path, metavar="PATH", help="a model file, or the folder of a published version")
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what the file is; 1 where it is refused."""
+    path: Path = arguments.path
+    if not path.exists():
+        raise UsageError(f"there is no file or folder {str(path)!r}", hint="Name an existing model.")
+    document = ask("edgeopt.worker.inspect", [str(path.absolute())])
+    if arguments.json:
+        options.print_json(document)
+    else:
+        print("\n".join(describe(document)))
+    return 0
+
+
+def describe(document: Mapping[str, Any]) -> list[str]:
+    """The document as lines for people: facts first, then tensors, operators and layers."""
+    lines = [
+        f"format      {document['format']}, opset {document['opset']}",
+        f"weights     {tables.size(document['parameter_bytes'])}{', quantized' if document.get('quantized') else ''}",
+    ]
+    if producer := document.get("producer"):
+        lines.append(f"producer    {tables.printable(str(producer))}")
+    for title in ("inputs", "outputs"):
+        rows = [(item["name"], item["dtype"], _shape(item["shape"])) for item in document[title]]
+        lines += ["", title, *_indented(tables.plain(("name", "type", "shape"), rows))]
+    operators = sorted(_pairs(document["operators"]), key=lambda pair: (-pair[1], pair[0]))
+    lines += ["", "operators", *_indented(tables.plain(("type", "count"), [(name, str(n)) for name, n in operators]))]
+    if layers := document.get("layers"):
+        lines += ["", "layers", *_layers(layers)]
+    if manifest := document.get("manifest"):
+        lines += ["", "provenance", *_provenance(manifest)]
+    return lines
+
+
+def _layers(layers: list[Mapping[str, Any]]) -> list[str]:
+    columns = tuple(str(key) for key in layers[0])
+    rows = [tuple(str(layer.get(key, "")) for key in columns) for layer in layers[:_MOST_ROWS]]
+    lines = _indented(tables.plain(columns, rows))
+    if len(layers) > _MOST_ROWS:
+        lines.append(f"  and {len(layers) - _MOST_ROWS} more; --json prints all of them")
+    return lines
+
+
+def _provenance(manifest: Mapping[str, Any]) -> list[str]:
+    source = manifest.get("source", {})
+    return [
+        f"  {manifest.get('name')} version {manifest.get('version')}, made by edgeopt {manifest.get('edgeopt')}",
+        f"  from {tables.printable(str(source.get('file')))} (sha256 {str(source.get('sha256'))[:12]})",
+        f"  recipe {tables.label(manifest.get('recipe', []))}",
+    ]
+
+
+def _pairs(operators: Any) -> list[tuple[str, int]]:
+    items = operators.items() if isinstance(operators, dict) else operators
+    return [(str(name), int(count)) for name, count in items]
+
+
+def _shape(dims: list[int | str]) -> str:
+    return "x".join(str(dim) for dim in dims) or "scalar"
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"  {line}" for line in lines]

@@ -167,8 +167,8 @@ def _processor_name(processors: list[dict[str, str]]) -> str:
             return " ".join(name.split())
     cores = []
     for processor in processors:
-        ids = (_number(processor.get("cpu implementer", "")), _number(processor.get("cpu part", "")))
-        name = _ARM_CORES.get(ids, "") if None not in ids else ""
+        implementer, part = (_number(processor.get(key, "")) or 0 for key in ("cpu implementer", "cpu part"))
+        name = _ARM_CORES.get((implementer, part), "")
         if name and name not in cores:
             cores.append(name)
     return " + ".join(cores)
@@ -207,7 +207,10 @@ def _cgroup_folders(host: Host, controller: str) -> Iterator[Path]:
     """
     mount = host.sys / "fs" / "cgroup"
     for line in _read(host.proc / "self" / "cgroup").splitlines():
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        fields = line.split(":", 2)
+        if len(fields) != 3:
+            continue
+        _, controllers, path = fields
         if controllers and controller not in controllers.split(","):
             continue
         names = (controllers, controller) if controllers else ("unified", ".")

@@ -14,7 +14,7 @@
     ├── CandidateError        this candidate is out, the next one is tried
     │   └── PassFailed, CompileFailed, MeasureFailed
     ├── ResourceError         the job met a limit: retried once, then quarantined
-    │   └── OutOfMemory, JobTimeout, WorkerCrashed
+    │   └── OutOfMemory, JobTimeout, WorkerCrashed, BadOutput
     ├── EnvironmentFault      the device's trouble, not the drop's: the job is held and tried again later
     │   └── DiskFull, StorageFault
     ├── JobCancelled          somebody asked for it: nothing is quarantined
@@ -182,6 +182,12 @@ class WorkerCrashed(ResourceError):
     """The worker died by a signal or without a last word."""
 
     code = "worker-crashed"
+
+
+class BadOutput(ResourceError):
+    """What a worker left to publish is not what its manifest says."""
+
+    code = "bad-output"
 
 
 class EnvironmentFault(EdgeoptError):

@@ -12,6 +12,7 @@ REPORT_FILE = "report.html"
 CHECKSUMS_FILE = "SHA256SUMS"
 REASON_FILE = "reason.json"
 CURRENT_LINK = "current"
+WORKER_LOG_FILE = "worker.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,11 @@ class JobFolder:
     @property
     def out(self) -> Path:
         return self.root / "out"
+
+    @property
+    def log(self) -> Path:
+        """What the worker printed; written by its supervisor, bounded."""
+        return self.root / WORKER_LOG_FILE
 
     def create(self) -> None:
         """Make the folder and its three subfolders, mode 0700."""

@@ -1,0 +1,319 @@
+"""The job store: what became of every drop, and which versions exist, durable across crashes.
+
+Between intake (:meth:`JobStore.add`) and the outcome's commit (:meth:`JobStore.finish`) stands one row a job::
+
+    queued > running > published | rejected | failed | cancelled        duplicate: never ran
+       ^       |
+       +-------+ stopped, crashed, retried          held: the device is in trouble; queued again later
+
+An outcome is committed first and the drop leaves the inbox afterwards; ``drop_settled`` is 0 in between, so that a
+crash there is finished at the next start. Wall clock times are information only: order, backoff and time limits never
+depend on them. Other processes (the command line) put wishes into ``request``; only the daemon changes states.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from edgeopt.daemon import database
+from edgeopt.errors import CorruptState
+
+State: TypeAlias = Literal["queued", "running", "held", "published", "duplicate", "rejected", "failed", "cancelled"]
+Request: TypeAlias = Literal["", "cancel", "retry"]
+
+STATES: tuple[State, ...] = ("queued", "running", "held", "published", "duplicate", "rejected", "failed", "cancelled")
+ACTIVE: tuple[State, ...] = ("queued", "running", "held")
+_QUEUED: tuple[State, ...] = ("queued",)
+_RUNNING: tuple[State, ...] = ("running",)
+CRASH_LIMIT = 3
+KEPT_ROWS = 2000
+_OVERTAKEN = 4.0
+"""How many later jobs may overtake a job for each doubling of its size: small before big, yet nobody waits for ever."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One row. ``drop_json`` and ``source_file`` are ASCII; ``version`` is 0 before one exists."""
+
+    job_id: str
+    name: str
+    key: str
+    state: State = "queued"
+    attempts: int = 0
+    """Attempts that ended badly: a crash, a time or memory limit, a daemon that died meanwhile."""
+    bytes: int = 0
+    source_file: str = ""
+    source_sha256: str = ""
+    stage: str = ""
+    code: str = ""
+    message: str = ""
+    hint: str = ""
+    version: int = 0
+    drop_json: str = ""
+    drop_settled: bool = False
+    """The drop has left the inbox (or stays there on purpose)."""
+    request: Request = ""
+    created_s: float = 0.0
+    updated_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRow:
+    """A published name; ``pinned`` is 0 or the version that ``current`` is held at."""
+
+    name: str
+    version: int
+    highest: int
+    pinned: int = 0
+
+
+_COLUMNS = tuple(field.name for field in fields(Job))
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"  # noqa: S608 - names of our own dataclass
+
+
+class JobStore:
+    """The store at ``path``; safe to use from several threads, and from several processes for requests.
+
+    Every method raises :class:`~edgeopt.errors.EnvironmentFault` where the disk refuses and
+    :class:`~edgeopt.errors.CorruptState` where the file is broken. ``moved_aside`` names a broken file found at opening.
+    """
+
+    def __init__(self, path: Path, *, create: bool = True, wall_s: Callable[[], float] = time.time) -> None:
+        self._wall_s = wall_s
+        self._lock = threading.RLock()
+        self._database, self.moved_aside = database.open_database(path, create=create)
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+
+    # ------------------------------------------------------------ the life of a job
+    def add(self, job: Job) -> None:
+        """A new job, in whatever state it starts in."""
+        now_s = self._wall_s()
+        names = (*_COLUMNS, "rank")
+        with self._transaction() as database_:
+            last = database_.execute("SELECT coalesce(max(seq), 0) FROM jobs").fetchone()[0]
+            values = {name: getattr(job, name) for name in _COLUMNS} | {"created_s": now_s, "updated_s": now_s}
+            values["rank"] = last + _OVERTAKEN * math.log2(1 + job.bytes / (1 << 20))
+            database_.execute(
+                f"INSERT INTO jobs ({', '.join(names)}) VALUES ({', '.join(':' + name for name in names)})",  # noqa: S608 - our own names
+                values,
+            )
+
+    def start(self, job_id: str) -> None:
+        self._move(job_id, "running", since=_QUEUED, code="", message="", hint="", stage="")
+
+    def requeue(self, job_id: str, *, count: bool) -> None:
+        """Back to the queue: a stopped job (``count`` False), a bad attempt (True), or a held one whose wait is over."""
+        with self._transaction():
+            attempts = self.get(job_id).attempts + count
+            self._move(job_id, "queued", since=ACTIVE, attempts=attempts)
+
+    def hold(self, job_id: str, *, code: str, message: str, hint: str = "") -> None:
+        """The device is in trouble: the job waits and its attempts are not counted."""
+        self._move(job_id, "held", since=ACTIVE, code=code, message=message, hint=hint)
+
+    def finish(
+        self, job_id: str, state: State, *, version: int = 0, reason: tuple[str, str, str, str] = ("", "", "", "")
+    ) -> None:
+        """The outcome; ``reason`` is (code, message, hint, stage). The drop still stands in the inbox."""
+        code, message, hint, stage = reason
+        with self._transaction() as database_:
+            job = self.get(job_id)
+            self._move(job_id, state, since=ACTIVE, code=code, message=message, hint=hint, stage=stage, version=version)
+            database_.execute("DELETE FROM crashes WHERE key = ?", (job.key,))
+            if state == "published":
+                self._add_version(database_, job.name, version, job.key)
+
+    def settle_drop(self, job_id: str) -> None:
+        """The drop has left the inbox, or is to stay there."""
+        with self._transaction() as database_:
+            database_.execute("UPDATE jobs SET drop_settled = 1 WHERE job_id = ?", (job_id,))
+
+    def note_stage(self, job_id: str, stage: str) -> None:
+        """Where a running job is; information for the command line."""
+        with self._transaction() as database_:
+            database_.execute("UPDATE jobs SET stage = ? WHERE job_id = ? AND state = 'running'", (stage, job_id))
+
+    def record_crash(self, key: str) -> int:
+        """Count a crash of this content; kept across restarts, gone with the next outcome. Returns the count."""
+        with self._transaction() as database_:
+            database_.execute(
+                "INSERT INTO crashes VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET count = count + 1", (key,)
+            )
+            return int(database_.execute("SELECT count FROM crashes WHERE key = ?", (key,)).fetchone()[0])
+
+    def recover(self) -> list[Job]:
+        """After a start: what was running is queued again, one attempt and one crash the more.
+
+        Returns the jobs whose content has now crashed :data:`CRASH_LIMIT` times; the caller rejects them.
+        """
+        with self._transaction() as database_:
+            looping = []
+            for job in self.jobs(states=_RUNNING):
+                crashes = self.record_crash(job.key)
+                self.requeue(job.job_id, count=True)
+                if crashes >= CRASH_LIMIT:
+                    looping.append(self.get(job.job_id))
+            # waits are kept on the monotonic clock, which a restart begins anew
+            database_.execute("UPDATE jobs SET state = 'queued' WHERE state = 'held'")
+            return looping
+
+    # ------------------------------------------------------------ questions
+    def get(self, job_id: str) -> Job:
+        """The job; KeyError where there is none."""
+        rows = self._rows(f"{_SELECT} WHERE job_id = ?", (job_id,))
+        if not rows:
+            raise KeyError(job_id)
+        return rows[0]
+
+    def jobs(self, *, states: Collection[State] = STATES, limit: int = 1_000_000) -> list[Job]:
+        """Jobs in these states, newest first."""
+        marks = ", ".join("?" * len(states))
+        return self._rows(f"{_SELECT} WHERE state IN ({marks}) ORDER BY seq DESC LIMIT ?", (*states, limit))
+
+    def next_queued(self, *, but: Collection[str] = ()) -> Job | None:
+        """The job to run next: small before big, bounded, leaving out the ids in ``but``."""
+        marks = ", ".join("?" * len(but))
+        query = f"{_SELECT} WHERE state = 'queued' AND job_id NOT IN ({marks}) ORDER BY rank, seq LIMIT 1"
+        return next(iter(self._rows(query, tuple(but))), None)
+
+    def find_active(self, key: str) -> Job | None:
+        """The unfinished job of this content."""
+        return next(
+            iter(self._rows(f"{_SELECT} WHERE key = ? AND state IN ('queued', 'running', 'held')", (key,))), None
+        )
+
+    def find_by_key(self, key: str) -> list[tuple[str, int]]:
+        """(name, version) of what was published from this content, newest first."""
+        rows = self._fetch("SELECT name, version FROM versions WHERE key = ? ORDER BY version DESC", (key,))
+        return [(row["name"], row["version"]) for row in rows]
+
+    def unsettled(self) -> list[Job]:
+        """Jobs that are over while their drop may still stand in the inbox."""
+        active = "('queued', 'running', 'held')"
+        return self._rows(f"{_SELECT} WHERE drop_settled = 0 AND state NOT IN {active}", ())
+
+    def counts(self) -> dict[State, int]:
+        """Rows by state, every state named."""
+        rows = self._fetch("SELECT state, count(*) AS number FROM jobs GROUP BY state", ())
+        found = {row["state"]: row["number"] for row in rows}
+        return {state: found.get(state, 0) for state in STATES}
+
+    def oldest_queued_s(self) -> float | None:
+        """Wall clock time at which the oldest waiting job was enqueued."""
+        row = self._fetch("SELECT min(created_s) AS oldest FROM jobs WHERE state IN ('queued', 'held')", ())[0]
+        return None if row["oldest"] is None else float(row["oldest"])
+
+    # ------------------------------------------------------------ wishes of other processes
+    def ask(self, job_id: str, request: Request) -> None:
+        """Ask the daemon to cancel or retry a job; KeyError where there is no such job."""
+        with self._transaction() as database_:
+            changed = database_.execute("UPDATE jobs SET request = ? WHERE job_id = ?", (request, job_id)).rowcount
+        if not changed:
+            raise KeyError(job_id)
+
+    def requests(self) -> list[Job]:
+        """Jobs somebody wants something of; answer with ``ask(job_id, "")``."""
+        return self._rows(f"{_SELECT} WHERE request != ''", ())
+
+    # ------------------------------------------------------------ models
+    def add_version(self, name: str, version: int, key: str) -> None:
+        """A version that exists on disk."""
+        with self._transaction() as database_:
+            self._add_version(database_, name, version, key)
+
+    def set_current(self, name: str, version: int, *, pinned: int) -> None:
+        """What ``current`` points to; ``highest`` never falls, so that no version number is used twice."""
+        with self._transaction() as database_:
+            database_.execute(
+                "INSERT INTO models VALUES (?1, ?2, ?2, ?3) ON CONFLICT (name) DO UPDATE SET "
+                "version = ?2, pinned = ?3, highest = max(highest, ?2)",
+                (name, version, pinned),
+            )
+
+    def forget_versions(self, name: str, *, keep: Collection[int]) -> None:
+        """Versions that are no longer on disk cannot be named to a duplicate."""
+        marks = ", ".join("?" * len(keep))
+        with self._transaction() as database_:
+            database_.execute(f"DELETE FROM versions WHERE name = ? AND version NOT IN ({marks})", (name, *keep))  # noqa: S608 - only marks
+
+    def models(self) -> list[ModelRow]:
+        return [ModelRow(**dict(row)) for row in self._fetch("SELECT * FROM models ORDER BY name", ())]
+
+    def highest_version(self, name: str) -> int:
+        """The highest version number this name ever had; 0 for a new name."""
+        rows = self._fetch("SELECT highest FROM models WHERE name = ?", (name,))
+        return int(rows[0]["highest"]) if rows else 0
+
+    def prune(self, *, keep: int = KEPT_ROWS) -> None:
+        """Drop the oldest finished rows beyond ``keep``, so that a question costs the same after years."""
+        with self._transaction() as database_:
+            database_.execute(
+                "DELETE FROM jobs WHERE drop_settled = 1 AND state NOT IN ('queued', 'running', 'held') "
+                "AND seq <= (SELECT seq FROM jobs ORDER BY seq DESC LIMIT 1 OFFSET ?)",
+                (keep,),
+            )
+
+    # ------------------------------------------------------------ inside
+    def _move(self, job_id: str, state: State, *, since: Collection[State], **changes: str | int) -> None:
+        values: dict[str, str | int | float] = {"state": state, "request": "", "updated_s": self._wall_s(), **changes}
+        assignments = ", ".join(f"{name} = ?" for name in values)
+        with self._transaction() as database_:
+            job = self.get(job_id)
+            if job.state not in since:
+                raise CorruptState(f"job {job_id} is {job.state} and cannot become {state}", hint="Restart the daemon.")
+            database_.execute(f"UPDATE jobs SET {assignments} WHERE job_id = ?", (*values.values(), job_id))  # noqa: S608 - our own names
+
+    @staticmethod
+    def _add_version(connection: sqlite3.Connection, name: str, version: int, key: str) -> None:
+        connection.execute("INSERT OR REPLACE INTO versions VALUES (?, ?, ?)", (name, version, key))
+        connection.execute(
+            "INSERT INTO models VALUES (?1, ?2, ?2, 0) ON CONFLICT (name) DO UPDATE SET highest = max(highest, ?2)",
+            (name, version),
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """One commit; inside another transaction of this thread it joins that one."""
+        with self._lock, database.sqlite_errors():
+            if self._database.in_transaction:
+                yield self._database
+                return
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._commit()
+
+    def _commit(self) -> None:
+        try:
+            self._database.execute("COMMIT")
+        except sqlite3.Error:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            raise
+
+    def _fetch(self, query: str, values: tuple[object, ...]) -> list[sqlite3.Row]:
+        with self._lock, database.sqlite_errors():
+            return self._database.execute(query, values).fetchall()
+
+    def _rows(self, query: str, values: tuple[object, ...]) -> list[Job]:
+        return [_job(row) for row in self._fetch(query, values)]
+
+
+def _job(row: sqlite3.Row) -> Job:
+    values = dict(row)
+    values["drop_settled"] = bool(values["drop_settled"])
+    return Job(**values)

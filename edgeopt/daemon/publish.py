@@ -1,0 +1,183 @@
+"""A finished job's ``out/`` becomes a version that readers see whole or not at all.
+
+After ``supervise`` and before the job's outcome is committed. Everything is copied into a temporary folder on the
+published file system and hashed on the way, so what is checked is what is published; then fsync of every file and
+folder, one rename to the version's number, one rename of ``current``. A crash at any point leaves either nothing but
+a temporary folder, or a version that the same job recognises as its own when it comes again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from edgeopt.config.schema import Publish
+from edgeopt.daemon import shelf as shelves
+from edgeopt.daemon import storage
+from edgeopt.daemon.shelf import Shelf, pin, recover, rollback, unpin
+from edgeopt.errors import BadOutput
+from edgeopt.layout import CHECKSUMS_FILE, MANIFEST_FILE
+
+__all__ = ["Origin", "Published", "pin", "publish", "recover", "rollback", "unpin"]
+
+_CHUNK_BYTES = 1 << 20
+_MOST_FILES = 64
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_DEFAULT = Publish()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Whose outcome it is: what lets a repeated publish recognise itself, and names the version to duplicates."""
+
+    job_id: str = ""
+    key: str = ""
+    """The job's content key (intake)."""
+    highest: int = 0
+    """The highest version this name ever had, also where the folder is gone."""
+    created_s: float | None = None
+    """Wall clock time for the manifest; now, where None."""
+
+
+_NOBODY = Origin()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """The version that holds the job's outcome; ``fresh`` is False where it was there already."""
+
+    name: str
+    version: int
+    folder: Path
+    fresh: bool
+    removed: tuple[int, ...] = ()
+    """Old versions that made room."""
+
+
+def publish(
+    out: Path,
+    name: str,
+    published_root: Path,
+    *,
+    settings: Publish = _DEFAULT,
+    origin: Origin = _NOBODY,
+) -> Published:
+    """Publish a worker's ``out/`` folder as the next version of ``name``, durable when this returns.
+
+    Raises :class:`~edgeopt.errors.BadOutput` where the folder is not what its manifest says, and
+    :class:`~edgeopt.errors.EnvironmentFault` where the disk refuses; then nothing is published and calling again is safe.
+    """
+    if not shelves.is_name(name):
+        raise BadOutput(
+            f"{name!r:.80} is no name for a model", hint="Use letters, digits, dots, dashes and underscores."
+        )
+    with storage.storage_errors(f"publishing {name}"):
+        manifest = shelves.read_manifest(out)
+        home = published_root / name
+        home.mkdir(mode=0o755, parents=True, exist_ok=True)
+        storage.fsync_folder(published_root)
+        with shelves.locked(home):
+            return _publish_locked(out, manifest, shelves.read(published_root, name), settings=settings, origin=origin)
+
+
+def _publish_locked(
+    out: Path, manifest: dict[str, Any], shelf: Shelf, *, settings: Publish, origin: Origin
+) -> Published:
+    version = _same_outcome(manifest, shelf, origin)
+    fresh = version == 0
+    if fresh:
+        version = max(shelf.highest, origin.highest) + 1
+        stamped = manifest | {"name": shelf.name, "version": version, "created": _rfc3339(origin.created_s)}
+        if origin.job_id:
+            stamped["job"] = {"id": origin.job_id, "key": origin.key}
+        _add_version(out, stamped, shelf.folder, version=version, mode=settings.mode)
+    if not shelf.pinned:
+        shelves.point_current(shelf.folder, version)
+    removed = shelves.retain(shelves.read(shelf.folder.parent, shelf.name), keep=settings.keep)
+    return Published(
+        name=shelf.name, version=version, folder=shelf.folder / str(version), fresh=fresh, removed=tuple(removed)
+    )
+
+
+def _same_outcome(manifest: dict[str, Any], shelf: Shelf, origin: Origin) -> int:
+    """The newest version, where it is this very outcome (a publish that crashed before it was noted); else 0."""
+    if not shelf.versions or shelf.versions[-1] != shelf.highest:
+        return 0
+    newest = shelves.read_manifest(shelf.folder / str(shelf.versions[-1]))
+    owner = newest.get("job")
+    if origin.job_id and isinstance(owner, dict) and owner.get("id") == origin.job_id:
+        return shelf.versions[-1]
+    same = (
+        newest["artifact"].get("sha256") == manifest["artifact"].get("sha256")
+        and newest["source"].get("sha256") == manifest["source"].get("sha256")
+        and newest.get("goal") == manifest.get("goal")
+        and newest.get("recipe") == manifest.get("recipe")
+    )
+    return shelf.versions[-1] if same else 0
+
+
+def _add_version(out: Path, manifest: dict[str, Any], home: Path, *, version: int, mode: int) -> None:
+    temporary = home / f".tmp-{secrets.token_hex(8)}"
+    temporary.mkdir(mode=0o755)
+    try:
+        sums = {name: _copy(out / name, temporary / name, mode=mode) for name in _files(out)}
+        artifact = manifest["artifact"]
+        if (found := sums.get(str(artifact.get("file")))) != artifact.get("sha256"):
+            raise BadOutput(
+                f"the artifact's sha256 is {found}, its manifest says {str(artifact.get('sha256'))[:64]}",
+                hint="Retry the job.",
+            )
+        text = json.dumps(manifest, indent=1, allow_nan=False).encode()
+        storage.write_file(temporary / MANIFEST_FILE, text, mode=mode)
+        sums[MANIFEST_FILE] = hashlib.sha256(text).hexdigest()
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+        storage.write_file(temporary / CHECKSUMS_FILE, lines.encode(), mode=mode)
+        temporary.chmod(0o555)
+        storage.fsync_folder(temporary)
+        temporary.rename(home / str(version))
+    except (OSError, BadOutput, ValueError) as fault:
+        storage.remove_tree(temporary)
+        if isinstance(fault, ValueError):
+            raise BadOutput(f"manifest.json holds a number that is none: {fault}", hint="Retry the job.") from fault
+        raise
+    storage.fsync_folder(home)
+
+
+def _files(out: Path) -> list[str]:
+    """What ``out`` holds beside its manifest; only plain files under plain names are published."""
+    names = sorted(entry.name for entry in os.scandir(out))
+    if len(names) > _MOST_FILES or not all(map(_PLAIN.fullmatch, names)):
+        raise BadOutput(f"the output folder holds {len(names)} files or odd names", hint="Retry the job.")
+    return [name for name in names if name not in (MANIFEST_FILE, CHECKSUMS_FILE)]
+
+
+def _copy(source: Path, target: Path, *, mode: int) -> str:
+    """Copy one file, durable, hashed on the way; returns the sha256 in hex."""
+    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb", buffering=0) as reader:
+        if not stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
+            raise BadOutput(f"{source.name} in the output folder is no plain file", hint="Retry the job.")
+        digest = hashlib.sha256()
+        with open(target, "xb", buffering=0) as writer:
+            while chunk := reader.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                rest = memoryview(chunk)
+                while rest:
+                    rest = rest[writer.write(rest) :]
+            os.fchmod(writer.fileno(), mode)
+            os.fsync(writer.fileno())
+    return digest.hexdigest()
+
+
+def _rfc3339(wall_s: float | None) -> str:
+    moment = datetime.fromtimestamp(time.time() if wall_s is None else wall_s, tz=UTC)
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")

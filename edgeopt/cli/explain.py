@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.cli import options, tables
 from edgeopt.cli.state import job_document, opened_store
+from edgeopt.daemon.names import escaped, is_waiting, model_format
+from edgeopt.daemon.printable import printable
 from edgeopt.errors import EnvironmentFault
 from edgeopt.layout import CURRENT_LINK, MANIFEST_FILE, REASON_FILE
 
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from edgeopt.config.schema import Config
     from edgeopt.daemon.jobs import Job
 
-_WAITING_ENDINGS = (".tmp", ".part", ".partial", "~")
-_WAITING_BEGINNINGS = (".", "~")
 _SUFFIXES = (".onnx", ".pt2", ".ts", ".pt", ".yaml", ".calibration.npz", ".eval.npz")
 _JSON_LIMIT_BYTES = 16 << 20
 
@@ -38,7 +38,7 @@ def run_explain(arguments: argparse.Namespace, config: Config) -> int:
         for finding in findings:
             print("\n".join(_sentences(finding)))
     if not findings:
-        print(f"edgeopt: nothing is known of {tables.printable(arguments.what)!r}", file=sys.stderr)
+        print(f"edgeopt: nothing is known of {printable(arguments.what)!r}", file=sys.stderr)
         print(f"  Look whether it was dropped into {config.inbox}.", file=sys.stderr)
     return 0 if findings else 1
 
@@ -50,7 +50,7 @@ def find(what: str, config: Config) -> list[dict[str, Any]]:
     findings: list[dict[str, Any]] = []
     try:
         with opened_store(config) as store:
-            wanted = {base, _escaped(base), name}
+            wanted = {base, escaped(base), name}
             jobs = [job for job in store.jobs() if wanted & {job.job_id, job.name, job.source_file}]
     except EnvironmentFault:
         jobs = []  # folders can be explained without the daemon ever having run
@@ -67,12 +67,12 @@ def find(what: str, config: Config) -> list[dict[str, Any]]:
 
 def _why_in_inbox(path: Path, jobs: list[Job]) -> str:
     base = path.name
-    if base.endswith(_WAITING_ENDINGS) or base.startswith(_WAITING_BEGINNINGS):
+    if is_waiting(base):
         return "its name says that it is not finished; it waits until it is renamed"
     active = [job for job in jobs if job.state in ("queued", "running", "held")]
     if active:
         return f"its job is {active[0].state}; it leaves the inbox when the outcome is durable"
-    if path.is_dir() or base.endswith((".onnx", ".pt2")):
+    if path.is_dir() or model_format(base) is not None:
         return "it was not taken yet: the daemon is not running, or the file is still being written"
     return "it is no model by its name; a sidecar waits for its model"
 
@@ -118,7 +118,7 @@ def _sentences(finding: Mapping[str, Any]) -> list[str]:
         lines = [f"published: {finding['path']}", f"  recipe: {finding['recipe']}"]
         lines.append(f"  speedup: {tables.speedup(finding['speedup'])}")
         lines += [f"  {finding['reason']}"] if finding["reason"] else []
-    return [tables.printable(line) for line in lines]
+    return [printable(line) for line in lines]
 
 
 def _folders(root: Path) -> list[Path]:
@@ -135,8 +135,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {"message": f"{path} cannot be read"}
     return document if isinstance(document, dict) else {}
-
-
-def _escaped(name: str) -> str:
-    """The way the database spells a raw file name: ASCII only."""
-    return name.encode("ascii", "backslashreplace").decode()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.cli import options, tables
 from edgeopt.cli.child import ask
+from edgeopt.daemon.printable import printable
 from edgeopt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def describe(document: Mapping[str, Any]) -> list[str]:
         f"weights     {tables.size(document['parameter_bytes'])}{', quantized' if document.get('quantized') else ''}",
     ]
     if producer := document.get("producer"):
-        lines.append(f"producer    {tables.printable(str(producer))}")
+        lines.append(f"producer    {printable(str(producer))}")
     for title in ("inputs", "outputs"):
         rows = [(item["name"], item["dtype"], _shape(item["shape"])) for item in document[title]]
         lines += ["", title, *_indented(tables.plain(("name", "type", "shape"), rows))]
@@ -74,7 +75,7 @@ def _provenance(manifest: Mapping[str, Any]) -> list[str]:
     source = manifest.get("source", {})
     return [
         f"  {manifest.get('name')} version {manifest.get('version')}, made by edgeopt {manifest.get('edgeopt')}",
-        f"  from {tables.printable(str(source.get('file')))} (sha256 {str(source.get('sha256'))[:12]})",
+        f"  from {printable(str(source.get('file')))} (sha256 {str(source.get('sha256'))[:12]})",
         f"  recipe {tables.label(manifest.get('recipe', []))}",
     ]
 

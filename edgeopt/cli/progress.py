@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
 
-from edgeopt.cli.tables import printable
+from edgeopt.daemon.printable import printable
 from edgeopt.records import Event
 
 Clock = Callable[[], float]

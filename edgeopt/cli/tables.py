@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from edgeopt.daemon.printable import printable
+
 CANDIDATE_COLUMNS = ("recipe", "p50 ms", "speedup [95 %]", "size", "quality drop [95 %]", "outcome")
 _NOTHING = "-"
 
@@ -110,11 +112,6 @@ def plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     cells = [tuple(columns), *(tuple(printable(cell) for cell in row) for row in rows)]
     widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-
-
-def printable(text: str) -> str:
-    """The text with everything a terminal would act on escaped: names come from whoever filled the inbox."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def _draw_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], *, to: TextIO, title: str) -> None:

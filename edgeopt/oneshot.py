@@ -1,0 +1,189 @@
+"""``edgeopt.optimize``: one model in the foreground, through the same staging, worker and publisher as the daemon's.
+
+Paths (or, for library use, arrays) and wishes come in; a :class:`Result` goes out, whose folder is what the daemon would
+have published. Staging and the candidates' cache lie in a temporary folder that is gone afterwards, whatever happens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from edgeopt import wire
+from edgeopt.errors import (
+    EdgeoptError,
+    InputError,
+    JobCancelled,
+    OutOfMemory,
+    UsageError,
+    WorkerCrashed,
+)
+from edgeopt.layout import MANIFEST_FILE, JobFolder, cache_folder
+from edgeopt.records import Event, Goal, Policy, Recipe, Search, TargetRequest, WorkerLimits
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from edgeopt.daemon.supervise import Outcome
+
+    Data: TypeAlias = "str | os.PathLike[str] | Mapping[str, ArrayLike]"
+
+OnEvent: TypeAlias = Callable[[Event], None]
+_MEMORY_SHARE = 0.75
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came out. ``manifest`` is the published manifest.json, ``reason`` says why this candidate won."""
+
+    name: str
+    version: int
+    folder: Path
+    reason: str
+    manifest: dict[str, Any]
+
+    @property
+    def speedup(self) -> float:
+        """The original's median latency over the published one's; 1.0 where the original won."""
+        return float(((self.manifest.get("result") or {}).get("speedup") or {"value": 1.0})["value"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One run: the files, what is wished of them, and where the result goes."""
+
+    model: Path
+    calibration: Path | None = None
+    eval: Path | None = None
+    policy: Policy = field(default_factory=Policy)
+    limits: WorkerLimits = field(default_factory=WorkerLimits)
+    recipe: Recipe | None = None
+    """Replay this recipe instead of searching."""
+    out: Path = Path("published")
+
+
+def optimize(  # noqa: PLR0913 - the public face: the contract names these
+    model: str | os.PathLike[str],
+    *,
+    calibration: Data | None = None,
+    eval: Data | None = None,  # noqa: A002 - the contract's name
+    goal: Goal | None = None,
+    target: TargetRequest | str | None = None,
+    search: Search | None = None,
+    out: str | os.PathLike[str] = "published",
+    on_event: OnEvent | None = None,
+) -> Result:
+    """Make the fastest version of ``model`` that is still right on this device; written to ``out/NAME/VERSION/``.
+
+    ``calibration`` and ``eval`` are an .npz file, a folder, or a dict of arrays by input name with the sample as the
+    first axis; ``labels`` in ``eval`` holds class indices (n,). ``target`` may be just a name such as ``cpu``.
+    ``on_event`` is called with every event of the worker. Raises :class:`~edgeopt.errors.InputError` where the model or
+    its data cannot be used, :class:`~edgeopt.errors.ResourceError` where a limit was met.
+    """
+    request_target = TargetRequest(name=target) if isinstance(target, str) else target  # type: ignore[arg-type]  # checked by the next line
+    policy = Policy(target=request_target or TargetRequest(), goal=goal or Goal(), search=search or Search())
+    _check_target(policy.target.name)
+    with tempfile.TemporaryDirectory(prefix="edgeopt-data-") as folder:
+        request = Request(
+            model=Path(model),
+            calibration=_as_path(calibration, Path(folder) / "calibration.npz"),
+            eval=_as_path(eval, Path(folder) / "eval.npz"),
+            policy=policy,
+            limits=default_limits(),
+            out=Path(out),
+        )
+        return run(request, on_event=on_event or (lambda _event: None))
+
+
+def run(request: Request, *, on_event: OnEvent, state: Path | None = None) -> Result:
+    """Stage, work, publish; ``state`` is a folder for staging and cache (default: a temporary one).
+
+    KeyboardInterrupt ends the worker and leaves nothing behind.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as temporary:
+        return _run(request, on_event, state or Path(temporary))
+
+
+def default_limits() -> WorkerLimits:
+    """Limits of a foreground job: three quarters of the memory, at ordinary priority, since somebody waits for it."""
+    from edgeopt import device
+
+    return WorkerLimits(memory_bytes=int(device.memory_bytes() * _MEMORY_SHARE), nice=0)
+
+
+def _run(request: Request, on_event: OnEvent, state: Path) -> Result:
+    from edgeopt.daemon import drops, intake, publish, supervise
+
+    for path in (request.model, request.calibration, request.eval):
+        if path is not None and not path.exists():
+            raise UsageError(f"there is no file or folder {str(path)!r}", hint="Name an existing one.")
+    drop = drops.of_paths(request.model, calibration=request.calibration, eval_=request.eval)
+    staged = intake.stage(drop, staging_root=state / "staging", policy=request.policy, limits=request.limits)
+    order = replace(staged.order, only_recipe=request.recipe)
+    folder = JobFolder(staged.folder.root)
+    if request.recipe is not None:
+        folder.order.write_text(wire.dumps(order))
+    outcome = supervise.run_worker(
+        folder,
+        cache_folder(state, order.source.sha256),
+        request.limits,
+        on_event=on_event,
+        should_stop=lambda: None,
+    )
+    if outcome.kind != "finished":
+        raise error_of(outcome)
+    request.out.mkdir(parents=True, exist_ok=True)
+    published = publish.publish(folder.out, order.name, request.out)
+    manifest = json.loads((published.folder / MANIFEST_FILE).read_text())
+    return Result(
+        name=order.name,
+        version=published.version,
+        folder=published.folder,
+        reason=outcome.message,
+        manifest=manifest,
+    )
+
+
+def error_of(outcome: Outcome) -> EdgeoptError:
+    """The error that an unhappy outcome stands for, in the class of its code; a caller's exit code is 1 for all."""
+    if outcome.kind in ("cancelled", "stopped"):
+        return JobCancelled("the job was cancelled")
+    if outcome.kind == "out-of-memory":
+        return OutOfMemory(outcome.message, hint=outcome.hint)
+    kind = _class_of(outcome.code)
+    message = outcome.message
+    if issubclass(kind, WorkerCrashed) and outcome.tail:
+        message = f"{message}; it last said: {outcome.tail.strip().splitlines()[-1]}"
+    return kind(message, hint=outcome.hint)
+
+
+def _class_of(code: str) -> type[EdgeoptError]:
+    waiting: list[type[EdgeoptError]] = [EdgeoptError]
+    while waiting:
+        kind = waiting.pop()
+        if kind.code == code and not issubclass(kind, UsageError):
+            return kind
+        waiting += kind.__subclasses__()
+    return InputError
+
+
+def _check_target(name: str) -> None:
+    known = ("auto", "cpu", "arm", "tensorrt", "tensorrt-rtx")
+    if name not in known:
+        raise UsageError(f"there is no target {name!r}", hint=f"Use one of {', '.join(known)}.")
+
+
+def _as_path(data: Data | None, file: Path) -> Path | None:
+    """A path as it is; arrays written to ``file``."""
+    if data is None or not isinstance(data, Mapping):
+        return None if data is None else Path(data)
+    import numpy as np
+
+    arrays = {name: np.asarray(array) for name, array in data.items()}
+    np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes every keyword for allow_pickle
+    return file

@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgeopt.errors import PassFailed
+from edgeopt.graph import edit
 from edgeopt.graph.skeleton import skeleton
 
 
@@ -26,10 +27,14 @@ def verify(model: ir.Model, *, like: ir.Model | None = None) -> None:
 
 
 def interface(model: ir.Model) -> tuple[tuple[str, str, str], ...]:
-    """Inputs and outputs as (name, type, dimensions), in order; equal for models that a caller cannot tell apart."""
+    """Inputs and outputs as (name, type, dimensions), in order; equal for models that a caller cannot tell apart.
+
+    An input with a default (an initializer that is also an input, as exporters wrote before IR version 4) is a weight,
+    not an input: no runtime asks for it.
+    """
     return tuple(
         (value.name or "", repr(value.type), "?" if value.shape is None else ",".join(map(_dimension, value.shape)))
-        for value in (*model.graph.inputs, *model.graph.outputs)
+        for value in (*edit.required_inputs(model), *model.graph.outputs)
     )
 
 
@@ -39,11 +44,11 @@ def _dimension(dimension: int | ir.SymbolicDim) -> str:
 
 def _same_interface(model: ir.Model, like: ir.Model) -> None:
     ours, theirs = interface(model), interface(like)
-    counts = (len(model.graph.inputs), len(model.graph.outputs))
-    if counts != (len(like.graph.inputs), len(like.graph.outputs)) or ours != theirs:
+    outputs = (len(model.graph.outputs), len(like.graph.outputs))
+    if ours != theirs or outputs[0] != outputs[1]:
         changed = [f"{new} was {old}" for new, old in zip(ours, theirs, strict=False) if new != old]
         raise PassFailed(
-            f"the interface changed: {counts[0]} inputs and {counts[1]} outputs; {'; '.join(changed[:3])}",
+            f"the interface changed: {len(ours)} inputs and outputs were {len(theirs)}; {'; '.join(changed[:3])}",
             hint="Report the model: a pass must keep names, order, types and dimensions.",
         )
 

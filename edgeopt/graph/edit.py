@@ -41,6 +41,11 @@ def count(model: ir.Model, *operators: str) -> int:
     return sum(not operators or node.op_type in operators for node in nodes(model))
 
 
+def required_inputs(model: ir.Model) -> list[ir.Value]:
+    """The graph's inputs that a caller must feed: those without a default value."""
+    return [value for value in model.graph.inputs if not value.is_initializer()]
+
+
 def replace_value(old: ir.Value, new: ir.Value) -> None:
     """Everybody who read ``old`` reads ``new``; a graph output keeps its name, type and shape."""
     if old.is_graph_output():
@@ -90,9 +95,9 @@ def restore_interface(model: ir.Model, like: ir.Model) -> None:
     Shape inference refines what the user declared (a nameless dimension becomes 2, or gets an invented name); the
     interface is the user's and stays as written. Names and order are not touched: ``check.verify`` compares those.
     """
-    for ours, theirs in zip(
-        [*model.graph.inputs, *model.graph.outputs], [*like.graph.inputs, *like.graph.outputs], strict=True
-    ):
+    pairs = [*zip(required_inputs(model), required_inputs(like), strict=True)]
+    pairs += zip(model.graph.outputs, like.graph.outputs, strict=True)
+    for ours, theirs in pairs:
         ours.type = shallow.deepcopy(theirs.type)
         ours.shape = theirs.shape.copy() if theirs.shape is not None else None
         ours.doc_string = theirs.doc_string

@@ -1,0 +1,38 @@
+"""Passes: ONNX in, ONNX out, one a module; none knows another.
+
+``from edgeopt.passes import Tidy`` loads that one pass and what it needs; importing this package loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgeopt.passes.cast_fp16 import CastFp16 as CastFp16
+    from edgeopt.passes.fold_batch_norm import FoldBatchNorm as FoldBatchNorm
+    from edgeopt.passes.fuse_transformer import FuseTransformer as FuseTransformer
+    from edgeopt.passes.quantize_dynamic import QuantizeDynamic as QuantizeDynamic
+    from edgeopt.passes.quantize_static import QuantizeStatic as QuantizeStatic
+    from edgeopt.passes.tidy import Tidy as Tidy
+
+_HOMES = {
+    "CastFp16": "cast_fp16",
+    "FoldBatchNorm": "fold_batch_norm",
+    "FuseTransformer": "fuse_transformer",
+    "QuantizeDynamic": "quantize_dynamic",
+    "QuantizeStatic": "quantize_static",
+    "Tidy": "tidy",
+}
+
+__all__ = ["CastFp16", "FoldBatchNorm", "FuseTransformer", "QuantizeDynamic", "QuantizeStatic", "Tidy"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -130,12 +130,7 @@ def _add_version(out: Path, manifest: dict[str, Any], home: Path, *, version: in
     temporary.mkdir(mode=0o755)
     try:
         sums = {name: _copy(out / name, temporary / name, mode=mode) for name in _files(out)}
-        artifact = manifest["artifact"]
-        if (found := sums.get(str(artifact.get("file")))) != artifact.get("sha256"):
-            raise BadOutput(
-                f"the artifact's sha256 is {found}, its manifest says {str(artifact.get('sha256'))[:64]}",
-                hint="Retry the job.",
-            )
+        _check_artifact(manifest, sums)
         text = json.dumps(manifest, indent=1, allow_nan=False).encode()
         storage.write_file(temporary / MANIFEST_FILE, text, mode=mode)
         sums[MANIFEST_FILE] = hashlib.sha256(text).hexdigest()
@@ -152,6 +147,14 @@ def _add_version(out: Path, manifest: dict[str, Any], home: Path, *, version: in
     storage.fsync_folder(home)
 
 
+def _check_artifact(manifest: dict[str, Any], sums: dict[str, str]) -> None:
+    artifact = manifest["artifact"]
+    found = sums.get(str(artifact.get("file")))
+    if found is None or found != artifact.get("sha256"):
+        said = f"{artifact.get('sha256')}"
+        raise BadOutput(f"the artifact's sha256 is {found}; its manifest says {said:.64}", hint="Retry the job.")
+
+
 def _files(out: Path) -> list[str]:
     """What ``out`` holds beside its manifest; only plain files under plain names are published."""
     names = sorted(entry.name for entry in os.scandir(out))
@@ -163,11 +166,11 @@ def _files(out: Path) -> list[str]:
 def _copy(source: Path, target: Path, *, mode: int) -> str:
     """Copy one file, durable, hashed on the way; returns the sha256 in hex."""
     descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb", buffering=0) as reader:
+    with os.fdopen(descriptor, "rb", buffering=0) as reader:
         if not stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
             raise BadOutput(f"{source.name} in the output folder is no plain file", hint="Retry the job.")
         digest = hashlib.sha256()
-        with open(target, "xb", buffering=0) as writer:
+        with target.open("xb", buffering=0) as writer:
             while chunk := reader.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 rest = memoryview(chunk)

@@ -83,7 +83,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as fault:
         raise BadOutput("there is no manifest.json", hint="Look into the job's worker.log.") from fault
-    with open(descriptor, "rb") as file:
+    with os.fdopen(descriptor, "rb") as file:
         text = file.read(MANIFEST_BYTES + 1)
     try:
         manifest = json.loads(text) if len(text) <= MANIFEST_BYTES else None

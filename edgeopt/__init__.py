@@ -7,10 +7,35 @@ importable one by one from :mod:`edgeopt.passes`.
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeopt.oneshot import Result, optimize
+    from edgeopt.runtime import LoadedModel, load
 
 try:
     __version__ = version("edgeopt")
 except PackageNotFoundError:  # run from a source tree that nobody installed
     __version__ = "0.0.0"
 
-__all__ = ["__version__"]
+__all__ = ["LoadedModel", "Result", "__version__", "load", "optimize"]
+
+_HOMES = {
+    "optimize": "edgeopt.oneshot",
+    "Result": "edgeopt.oneshot",
+    "load": "edgeopt.runtime",
+    "LoadedModel": "edgeopt.runtime",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public face when it is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

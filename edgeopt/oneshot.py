@@ -29,12 +29,14 @@ from edgeopt.records import Event, Goal, Policy, Recipe, Search, TargetRequest, 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from edgeopt.daemon.publish import Published
     from edgeopt.daemon.supervise import Outcome
 
     Data: TypeAlias = "str | os.PathLike[str] | Mapping[str, ArrayLike]"
 
 OnEvent: TypeAlias = Callable[[Event], None]
 _MEMORY_SHARE = 0.75
+_KEEP_ALL = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,7 @@ def default_limits() -> WorkerLimits:
 
 
 def _run(request: Request, on_event: OnEvent, state: Path) -> Result:
-    from edgeopt.daemon import drops, intake, publish, supervise
+    from edgeopt.daemon import drops, intake, supervise
 
     for path in (request.model, request.calibration, request.eval):
         if path is not None and not path.exists():
@@ -137,8 +139,7 @@ def _run(request: Request, on_event: OnEvent, state: Path) -> Result:
     )
     if outcome.kind != "finished":
         raise error_of(outcome)
-    request.out.mkdir(parents=True, exist_ok=True)
-    published = publish.publish(folder.out, order.name, request.out)
+    published = _publish(folder, order.name, request.out)
     manifest = json.loads((published.folder / MANIFEST_FILE).read_text())
     return Result(
         name=order.name,
@@ -147,6 +148,19 @@ def _run(request: Request, on_event: OnEvent, state: Path) -> Result:
         reason=outcome.message,
         manifest=manifest,
     )
+
+
+def _publish(folder: JobFolder, name: str, out: Path) -> Published:
+    from edgeopt.config.schema import Publish
+    from edgeopt.daemon import publish
+
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        # the caller's own folder: nothing in it is removed for being old
+        return publish.publish(folder.out, name, out, settings=Publish(keep=_KEEP_ALL))
+    except KeyboardInterrupt:
+        publish.recover(out)
+        raise
 
 
 def error_of(outcome: Outcome) -> EdgeoptError:

@@ -31,11 +31,10 @@ def load_config(path: Path | None) -> Config:
     Raises :class:`~edgeopt.errors.ConfigError` with every mistake in it, :class:`UsageError` where ``path`` is missing.
     """
     from edgeopt.config import reader
-    from edgeopt.config.schema import Config
 
     chosen = path or reader.find_default()
     if chosen is None:
-        return Config()
+        return reader.default()
     if not chosen.is_file():
         raise UsageError(f"there is no configuration file {chosen}", hint="Name an existing file with -c FILE.")
     return reader.load(chosen)

@@ -55,7 +55,7 @@ _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
         "Run git lfs pull and drop the real file.",
     ),
 )
-_TEXT_PICKLE = re.compile(rb"\(?(?:[cidl]|\(l|\(d)[\w.]*\n|\(?(?:lp|dp|S'|V|I)\d*.{0,80}\n[tp.]", re.DOTALL)
+_TEXT_PICKLE = re.compile(rb"c[\w.]+\n[\w.]+\n|\([dl]p\d+\n|\(i[\w.]+\n[\w.]+\n")
 _WEB_PAGE = re.compile(rb"\s*(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml|!--)", re.IGNORECASE)
 
 
@@ -92,7 +92,7 @@ def refuse_by_content(fd: int, size_bytes: int) -> None:
     if size_bytes == 0:
         raise EmptyFile("the file is empty", hint="Copy the model again.")
     head = os.pread(fd, _HEAD_BYTES, 0)
-    if _is_pickle(head):
+    if _is_pickle(head, last=os.pread(fd, 1, size_bytes - 1)):
         raise ForbiddenFormat("the file is a pickle by its first bytes", hint=_PICKLE_HINT)
     if head[_TAR_MAGIC_AT:].startswith(b"ustar"):
         raise ForbiddenFormat("the file is a tar archive, as old PyTorch checkpoints (pickles) are", hint=_PICKLE_HINT)
@@ -113,9 +113,10 @@ def refuse_by_content(fd: int, size_bytes: int) -> None:
         )
 
 
-def _is_pickle(head: bytes) -> bool:
-    """Protocols 2 to 5 have a mark; 0 and 1 are text that starts as such pickles do."""
-    return (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")) or bool(_TEXT_PICKLE.match(head))
+def _is_pickle(head: bytes, *, last: bytes) -> bool:
+    """Protocols 2 to 5 have a mark; 0 and 1 are text that starts as such pickles do and ends with their stop."""
+    marked = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    return marked or (last == b"." and _TEXT_PICKLE.match(head) is not None)
 
 
 def _refuse_archive(fd: int, size_bytes: int) -> NoReturn:

@@ -30,7 +30,7 @@ _LOCAL = struct.Struct("<4s5H3I2H")
 _STORED, _DEFLATED = 0, 8
 _HEADER = re.compile(
     r"\s*\{\s*'descr'\s*:\s*'([^'\\]{1,16})'\s*,\s*'fortran_order'\s*:\s*(?:True|False)\s*,"
-    r"\s*'shape'\s*:\s*\(((?:\s*\d{1,18}L?\s*,?)*)\s*\)\s*,?\s*\}\s*"
+    r"\s*'shape'\s*:\s*\(((?:\d{1,18}L?,\s*)*(?:\d{1,18}L?)?)\)\s*,?\s*\}\s*"
 )
 _HINT = "Write the file again with numpy.savez, one plain numeric array for each input."
 
@@ -194,15 +194,15 @@ def _check_array(fd: int, member: Member, start: int) -> None:
 
 
 def _item_bytes(name: str, descr: str) -> int:
-    match = re.fullmatch(r"[<>|=]([a-zA-Z])(\d{1,6})", descr)
-    if match and match[1] == "O" or descr.endswith("O"):
+    if "O" in descr:
         raise ForbiddenFormat(
             f"the array {name!a:.80} holds Python objects, which are stored as a pickle",
             hint="Save it as a numeric array, with allow_pickle=False.",
         )
-    if match is None or match[1] not in "biufc":
-        raise _bad(f"the array {name!a:.80} is of dtype {descr!a:.20}, not of numbers")
-    return int(match[2])
+    match = re.fullmatch(r"[<>|=]([biufcSU])(\d{1,6})", descr)
+    if match is None:
+        raise _bad(f"the array {name!a:.80} is of dtype {descr!a:.20}, neither numbers nor text")
+    return int(match[2]) * (4 if match[1] == "U" else 1)
 
 
 def _bad(message: str) -> BadData:

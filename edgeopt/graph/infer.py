@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from edgeopt.errors import InputError
+from edgeopt.graph.parse import parse
 from edgeopt.graph.skeleton import skeleton
 
 _COMMAND = (sys.executable, "-m", "edgeopt.graph.infer")
@@ -25,9 +27,6 @@ def infer_shapes(
     start: Callable[..., subprocess.CompletedProcess[bytes]] = subprocess.run,
 ) -> str | None:
     """Give the values of ``model`` the types and shapes that they lack; says in one sentence why it could not."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
     request = skeleton(model).SerializeToString()
     try:
         answer = start(_COMMAND, input=request, capture_output=True, timeout=timeout_s, check=False)
@@ -37,8 +36,8 @@ def infer_shapes(
         reason = answer.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit code {answer.returncode}"]
         return f"shape inference failed, so shapes inside the model are not known: {reason[0][:200]}"
     try:
-        inferred = ir.from_proto(onnx.ModelProto.FromString(answer.stdout))
-    except (DecodeError, ValueError, TypeError) as error:
+        inferred = ir.from_proto(parse(answer.stdout))
+    except (InputError, ValueError, TypeError) as error:
         return f"shape inference answered with a broken model: {error}"
     _fill_in(model, inferred)
     return None
@@ -60,7 +59,7 @@ def _fill_in(model: ir.Model, inferred: ir.Model) -> None:
 def _main() -> int:
     import onnx
 
-    model = onnx.ModelProto.FromString(sys.stdin.buffer.read())
+    model = parse(sys.stdin.buffer.read())
     try:
         inferred = onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=False, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:

@@ -39,7 +39,7 @@ class GraphLimits:
     """Time that shape inference may take."""
 
 
-def check(model: onnx.ModelProto, limits: GraphLimits) -> None:
+def check_size(model: onnx.ModelProto, limits: GraphLimits) -> None:
     """Raise :class:`~edgeopt.errors.TooLarge` or :class:`~edgeopt.errors.UnsupportedModel` where a cap is exceeded."""
     _check_depth(model, limits)
     total = expanded_nodes(model)

@@ -37,17 +37,26 @@ _CHUNK_BYTES = 8 << 20
 _SHOWN = 5
 
 _MULTIPLIERS = frozenset(
-    "Conv ConvTranspose ConvInteger MatMul MatMulInteger Gemm Einsum LSTM GRU RNN Mul Div PRelu BatchNormalization "
-    "LayerNormalization InstanceNormalization GroupNormalization RMSNormalization QuantizeLinear DequantizeLinear "
-    "QLinearConv QLinearMatMul Transpose FusedConv FusedMatMul".split()
+    {
+        *("Conv", "ConvTranspose", "ConvInteger", "FusedConv", "QLinearConv"),
+        *("MatMul", "MatMulInteger", "FusedMatMul", "QLinearMatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN"),
+        *(
+            "BatchNormalization",
+            "LayerNormalization",
+            "InstanceNormalization",
+            "GroupNormalization",
+            "RMSNormalization",
+        ),
+        *("Mul", "Div", "PRelu", "Transpose", "QuantizeLinear", "DequantizeLinear"),
+    }
 )
 """Operators that multiply by a constant: infinity in it is a broken weight. Elsewhere it is a mask, or no limit."""
 
 
-def check(model: onnx.ModelProto, folder: Path, *, model_bytes: int) -> None:
+def check(model: onnx.ModelProto, path: Path, *, model_bytes: int) -> None:
     """Raise for the first tensor that is malformed, or with all that are not finite.
 
-    ``model_bytes`` caps the model's tensors together. External files are opened for their checks and closed again.
+    ``path`` is the file that the model came from; ``model_bytes`` caps it and its external data together. External files are opened for their checks and closed again.
     """
     total = 0
     inline = model.ByteSize()
@@ -55,7 +64,7 @@ def check(model: onnx.ModelProto, folder: Path, *, model_bytes: int) -> None:
         size = _declared_bytes(name, tensor)
         if _is_external(tensor):
             total += size
-            _check_external(name, tensor, folder, size)
+            _check_external(name, tensor, path, size)
         else:
             _check_inline(name, tensor)
         if total + inline > model_bytes:
@@ -63,7 +72,7 @@ def check(model: onnx.ModelProto, folder: Path, *, model_bytes: int) -> None:
                 f"the model and its external weights are larger than {model_bytes:,} bytes",
                 hint="Raise limits.model_bytes, or export the model in a smaller type.",
             )
-    _check_finite(model, folder)
+    _check_finite(model, path.parent)
 
 
 def _declared_bytes(name: str, tensor: onnx.TensorProto) -> int:
@@ -80,7 +89,7 @@ def _declared_bytes(name: str, tensor: onnx.TensorProto) -> int:
         )
     if kind is ir.DataType.STRING:
         return 0
-    return -(-prod(tensor.dims) * kind.bitwidth // 8)
+    return int(-(-prod(tensor.dims) * kind.bitwidth // 8))
 
 
 def _check_inline(name: str, tensor: onnx.TensorProto) -> None:
@@ -120,16 +129,18 @@ def _is_external(tensor: onnx.TensorProto) -> bool:
     return bool(tensor.data_location == 1)  # TensorProto.EXTERNAL
 
 
-def _check_external(name: str, tensor: onnx.TensorProto, folder: Path, size: int) -> None:
+def _check_external(name: str, tensor: onnx.TensorProto, path: Path, size: int) -> None:
     location, offset, length = _reference(name, tensor)
-    if tensor.data_type == ir.DataType.STRING:
-        raise UnsafeReference(f"the string tensor {name!r} has external data", hint="Store strings inside the model.")
+    if location == path.name or tensor.data_type == ir.DataType.STRING:
+        raise UnsafeReference(
+            f"the tensor {name!r} may not take its data from {location!r}", hint="Save the model's external data again."
+        )
     if length is not None and length != size:
         raise NotAModel(
             f"the tensor {name!r} takes {size} bytes, but its external data is {length} long",
             hint="Export or copy the model again; the file is damaged.",
         )
-    available = _file_bytes(name, folder, location)
+    available = _file_bytes(name, path.parent, location)
     if offset + size > available:
         raise TruncatedModel(
             f"the tensor {name!r} ends at byte {offset + size} of {location!r}, which has only {available}",
@@ -234,7 +245,7 @@ def _chunks(tensor: onnx.TensorProto, kind: ir.DataType, folder: Path) -> Iterat
     if _is_external(tensor):
         location, offset, _ = _reference(tensor.name, tensor)
         remaining = prod(tensor.dims)
-        with (folder / location).open("rb", opener=_without_links) as file:
+        with open(folder / location, "rb", opener=_without_links) as file:  # Path.open takes none
             file.seek(offset)
             while (
                 remaining > 0

@@ -40,7 +40,7 @@ class _PathBeneath(ctypes.Structure):
 
 def abi() -> int:
     """The kernel's Landlock ABI; 0 where it has none or it is switched off."""
-    return max(0, _libc().syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG))
+    return max(0, int(_libc().syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG)))
 
 
 def handled_rights(version: int) -> int:

@@ -21,7 +21,6 @@ _NUMBER_AT, _ARCH_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
 _AF_UNIX = 1
 _X32_BIT = 0x40000000
 
-# name: (x86-64, generic)
 _DENIED = {
     "ptrace": (101, 117),
     "mount": (165, 40),
@@ -50,6 +49,7 @@ _DENIED = {
     "move_mount": (429, 429),
     "fsopen": (430, 430),
 }
+"""The call's number on x86-64, and in the generic table."""
 _SOCKET = (41, 198)
 _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1), "riscv64": (0xC00000F3, 1)}
 

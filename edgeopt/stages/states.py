@@ -17,11 +17,34 @@ from edgeopt.records import StatePair, TensorSpec
 Words: TypeAlias = tuple[str, ...]
 
 _STATE_WORDS = frozenset(
-    "state states h c hx cx hidden cell cache caches mem mems memory buf buffer buffers rnn lstm gru carry kv "
-    "context ctx".split()
+    {
+        "state",
+        "states",
+        "h",
+        "c",
+        "hx",
+        "cx",
+        "hidden",
+        "cell",
+        "cache",
+        "caches",
+        "mem",
+        "mems",
+        "memory",
+        "buf",
+        "buffer",
+        "buffers",
+        "rnn",
+        "lstm",
+        "gru",
+        "carry",
+        "kv",
+        "context",
+        "ctx",
+    }
 )
-_BEFORE = frozenset("in input prev previous past old init initial last".split())
-_AFTER = frozenset("out output next new present updated final curr current n".split())
+_BEFORE = frozenset({"in", "input", "prev", "previous", "past", "old", "init", "initial", "last"})
+_AFTER = frozenset({"out", "output", "next", "new", "present", "updated", "final", "curr", "current", "n"})
 _PASSING = (("past", "present"), ("prev", "next"), ("previous", "next"), ("prev", "new"), ("old", "new"))
 """Pairs of words that say by themselves that a value is carried along."""
 

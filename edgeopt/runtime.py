@@ -7,7 +7,6 @@ publishes a newer version. A version that does not open is reported once and the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -19,13 +18,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from edgeopt.errors import BrokenArtifact, EdgeoptError, UsageError
+from edgeopt.integrity import sha256_of
 from edgeopt.layout import CHECKSUMS_FILE, CURRENT_LINK, MANIFEST_FILE
 from edgeopt.records import Artifact
 
 if TYPE_CHECKING:
     from edgeopt.protocols import Array, Feeds, Session
 
-_CHUNK_BYTES = 1 << 20
+
 _SCHEMA = 1
 _MANIFEST_LIMIT_BYTES = 16 << 20
 _log = logging.getLogger("edgeopt.runtime")
@@ -200,15 +200,6 @@ def check_files(version: PublishedVersion) -> list[str]:
         elif (found := sha256_of(file)) != digest:
             problems.append(f"{name} has sha256 {found[:12]}, not {digest[:12]}")
     return problems
-
-
-def sha256_of(file: Path) -> str:
-    """Hash of a file's content, in chunks."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _resolve(root: Path) -> Path:

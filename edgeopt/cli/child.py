@@ -9,6 +9,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,12 @@ def ask(module: str, arguments: Sequence[str], *, stdin: str = "", timeout_s: fl
     if not isinstance(document, dict):
         raise WorkerCrashed(f"{module} answered with {type(document).__name__}, not a document")
     return document
+
+
+def probe(request: dict[str, Any]) -> dict[str, Any]:
+    """Ask ``edgeopt.worker.probe``, with a temporary folder as the only place it may write to."""
+    with tempfile.TemporaryDirectory(prefix="edgeopt-probe-") as work:
+        return ask("edgeopt.worker.probe", [work], stdin=json.dumps(request))
 
 
 def _end(code: int) -> str:

@@ -97,7 +97,7 @@ def _published(root: Path, name: str) -> list[dict[str, Any]]:
             "path": str(root / name / str(manifest.get("version", CURRENT_LINK))),
             "version": manifest.get("version"),
             "recipe": tables.label(manifest.get("recipe", [])),
-            "reason": manifest.get("reason", ""),
+            "reason": manifest.get("verdict", ""),
             "speedup": (manifest.get("result") or {}).get("speedup"),
         }
     ]

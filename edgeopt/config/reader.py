@@ -137,13 +137,11 @@ def _dotted(parent: str, key: str) -> str:
 
 
 def _nearest(key: str, parent: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(key.lower().replace("-", "_"), sorted(known), n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]}?"
-    elsewhere = sorted(name for name, section in sections.CONFIG.items() if key in section.keys)
+    elsewhere = sorted(name for name, section in sections.CONFIG.items() if name in known and key in section.keys)
     if elsewhere and not parent:
         return f"; it belongs under {' or '.join(elsewhere)}"
-    return f"; known are {', '.join(sorted(known))}"
+    close = difflib.get_close_matches(key.lower().replace("-", "_"), sorted(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
 
 
 def _value(kind: Kind, node: yaml.Node, place: _Place, instead: Any) -> Any:

@@ -29,7 +29,7 @@ _BYTES = {
     "TiB": 1 << 40,
 }
 # bounded repetition: the text may be hostile
-_NUMBER = r"\d{1,18}(?:\.\d{1,12})?"
+_NUMBER = r"\d{1,19}(?:\.\d{1,12})?"
 _TIME = re.compile(rf"(?:{_NUMBER}(?:ms|[dhms])){{1,5}}", re.ASCII)
 _TIME_PART = re.compile(rf"({_NUMBER})(ms|[dhms])", re.ASCII)
 _SIZE = re.compile(rf"({_NUMBER})\s?([A-Za-z]{{0,3}})", re.ASCII)

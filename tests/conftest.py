@@ -1,0 +1,34 @@
+"""What holds for every test: where hypothesis looks, and which tests need something that is not always there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples at every run, so that a red run is red for everybody; HYPOTHESIS_PROFILE=explore looks further.
+# No deadline: the machines that run this are slow and shared, and a slow example is no wrong one.
+settings.register_profile(
+    "steady", derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("explore", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+
+NEEDS = {
+    "gpu": (lambda: Path("/proc/driver/nvidia/gpus").is_dir(), "needs an NVIDIA GPU"),
+    "corpus": (lambda: "EDGEOPT_CORPUS" in os.environ, "needs the real models, their folder in EDGEOPT_CORPUS"),
+    "systemd": (
+        lambda: "EDGEOPT_SYSTEMD_ROOT" in os.environ,
+        "needs a bootable image, its folder in EDGEOPT_SYSTEMD_ROOT",
+    ),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for marker, (is_there, reason) in NEEDS.items():
+        if not is_there():
+            for item in items:
+                if item.get_closest_marker(marker):
+                    item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,0 +1,137 @@
+"""One pass over the calibration samples: what every tensor of a model is like.
+
+Stands between the evidence (which runs the observation copy that ``instrument`` makes) and the passes that need ranges or
+channel means. One sample's small reductions are in memory at a time, and what is kept is of fixed size, so memory does not grow with the number of
+samples. The result serves every method and every set of settings; the evidence remembers it, so that the recipes of one
+job share one pass over the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeopt.calibrate import instrument
+from edgeopt.calibrate.ranges import TensorStats
+from edgeopt.errors import PassFailed
+from edgeopt.protocols import Evidence
+
+if TYPE_CHECKING:
+    from edgeopt.protocols import Array
+
+_BATCH = 16
+"""Samples whose values are put into the histograms together: numpy's fixed cost for each call would dominate."""
+
+
+@dataclass(slots=True)
+class Observation:
+    """What was seen of one tensor; ``mean`` has one entry for each channel and is empty where it was not asked for."""
+
+    stats: TensorStats = field(default_factory=TensorStats)
+    mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+
+def collect(
+    model: ir.Model, names: Sequence[str], evidence: Evidence, *, channels: Mapping[str, int]
+) -> dict[str, Observation]:
+    """Observe the named float tensors of ``model``'s main graph over all samples.
+
+    ``channels`` says of which tensors the mean is wanted and over which axis it keeps: 1 for feature maps (N, C, ...),
+    -1 for matrices (..., C). Raises :class:`~edgeopt.errors.PassFailed` without samples, or where a tensor is not finite.
+    """
+    if not evidence.sample_count:
+        raise PassFailed("there are no calibration samples", hint="Drop calibration samples beside the model.")
+    key = f"calibrate.collect:{fingerprint(model)}:{sorted(names)}:{sorted(channels.items())}"
+    remembered = evidence.memo.get(key)
+    if isinstance(remembered, dict):
+        return remembered
+    collected = _collect(model, list(names), evidence, channels)
+    evidence.memo[key] = collected
+    return collected
+
+
+def fingerprint(model: ir.Model) -> str:
+    """A hash of what the model computes, its weights included."""
+    digest = hashlib.sha256()
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            digest.update(name.encode())
+            if value.const_value is not None:
+                digest.update(
+                    np.ascontiguousarray(value.const_value.numpy()).data.cast("B") if value.const_value.size else b""
+                )
+        for node in graph:
+            inputs = [value.name if value is not None else "" for value in node.inputs]
+            attributes = [_described(attribute) for _, attribute in sorted(node.attributes.items())]
+            digest.update(
+                repr((node.op_identifier(), inputs, [value.name for value in node.outputs], attributes)).encode()
+            )
+    return digest.hexdigest()
+
+
+def _described(attribute: ir.Attr) -> str:
+    if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+        return hashlib.sha256(attribute.as_tensor().tobytes()).hexdigest()
+    if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+        return attribute.name  # the nodes inside are visited on their own
+    return repr((attribute.name, attribute.value))
+
+
+def _collect(
+    model: ir.Model, names: list[str], evidence: Evidence, channels: Mapping[str, int]
+) -> dict[str, Observation]:
+    shapes = _shapes(model, names, evidence)
+    observed, probes = instrument.with_statistics(model, shapes, channels)
+    wanted = [name for probe in probes.values() for name in probe.names()]
+    observations = {name: Observation() for name in names}
+    waiting: dict[str, list[Array]] = {name: [] for name in names}
+    for number, arrays in enumerate(evidence.observe(observed, wanted), start=1):
+        for name, probe in probes.items():
+            _add(observations[name], probe, arrays, name)
+            waiting[name].append(arrays[probe.values])
+        if number % _BATCH == 0:
+            _flush(observations, waiting)
+    _flush(observations, waiting)
+    return observations
+
+
+def _shapes(model: ir.Model, names: list[str], evidence: Evidence) -> dict[str, tuple[int, ...]]:
+    observed, shape_names = instrument.with_shapes(model, names)
+    for arrays in evidence.observe(observed, list(shape_names.values())):
+        return {name: tuple(int(side) for side in arrays[shape]) for name, shape in shape_names.items()}
+    raise PassFailed("the calibration data yielded no sample", hint="Check that the calibration file is not empty.")
+
+
+def _add(observation: Observation, probe: instrument.Probe, arrays: Mapping[str, Array], name: str) -> None:
+    low = float(arrays[probe.low].item()) if probe.low is not None else 0.0
+    high = float(arrays[probe.high].item())
+    if probe.mean is not None:
+        mean = arrays[probe.mean].astype(np.float64)
+        if mean.ndim > 1:
+            mean = mean.mean(axis=(0, *range(2, mean.ndim)))
+        if not observation.mean.size:
+            observation.mean = np.zeros(mean.shape)
+        # A reduction to an extreme may skip a NaN; a sum cannot.
+        high = high if np.isfinite(mean).all() else float("nan")
+        count = observation.stats.samples
+        observation.mean = (observation.mean * count + mean) / (count + 1)
+    observation.stats.add(low, high, np.zeros(0), name=name)
+
+
+def _flush(observations: Mapping[str, Observation], waiting: dict[str, list[Array]]) -> None:
+    for name, arrays in waiting.items():
+        if arrays:
+            values = np.concatenate([array.ravel() for array in arrays]).astype(np.float32)
+            if not np.isfinite(values).all():
+                raise PassFailed(
+                    f"activation {name!r} is not finite in the calibration samples",
+                    hint="Check that the calibration samples are preprocessed as the model expects.",
+                )
+            observations[name].stats.histogram.add(values)
+            arrays.clear()

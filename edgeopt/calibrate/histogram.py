@@ -1,0 +1,78 @@
+"""A histogram of fixed size that needs no range in advance.
+
+Stands under ``ranges``: one per observed tensor. In come the values of one sample at a time, out go counts on a grid that
+is symmetric about zero and whose limit is a power of two. The limit doubles when a larger value arrives and neighbouring
+bins are added up, so one pass over the data is enough and memory stays at :data:`BINS` counters whatever the number of
+samples. Because limits are powers of two, two histograms always share a grid: merging is exact and order does not matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+BINS = 8192
+"""Even, and four times the 2,048 that are usual: the grid spans both signs and up to twice the largest value."""
+
+_SMALLEST_EXPONENT = -100
+_HALF = BINS // 2
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Counts of values in ``[-limit, limit]`` with ``limit = 2 ** exponent``."""
+
+    exponent: int = _SMALLEST_EXPONENT
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    @property
+    def width(self) -> float:
+        """Width of a bin, in the tensor's own unit."""
+        return float(2.0**self.exponent / _HALF)
+
+    def centres(self) -> NDArray[np.float64]:
+        """Middle of each bin, ascending."""
+        centres: NDArray[np.float64] = (np.arange(BINS, dtype=np.float64) - _HALF + 0.5) * self.width
+        return centres
+
+    def add(self, values: NDArray[np.floating]) -> None:
+        """Count finite values of any shape."""
+        flat = values.astype(np.float64).ravel()
+        if not flat.size:
+            return
+        self._grow(exponent_of(float(np.abs(flat).max())))
+        index = np.floor(flat / self.width).astype(np.int64) + _HALF
+        # The limit itself belongs to the last bin; without the clip it would open a new one.
+        self.counts += np.bincount(np.clip(index, 0, BINS - 1), minlength=BINS)
+
+    def merge(self, other: Histogram) -> Histogram:
+        """The histogram that would have seen both sets of values; neither operand changes."""
+        merged = Histogram(self.exponent, self.counts.copy())
+        merged._grow(other.exponent)
+        merged.counts += _coarsened(other.counts, merged.exponent - other.exponent)
+        return merged
+
+    def magnitudes(self) -> NDArray[np.int64]:
+        """Counts of ``abs(value)``: ``BINS // 2`` bins from zero up."""
+        return self.counts[_HALF:] + self.counts[:_HALF][::-1]
+
+    def _grow(self, exponent: int) -> None:
+        if exponent > self.exponent:
+            self.counts = _coarsened(self.counts, exponent - self.exponent)
+            self.exponent = exponent
+
+
+def exponent_of(magnitude: float) -> int:
+    """The smallest exponent whose power of two is not below ``magnitude``."""
+    mantissa, exponent = np.frexp(magnitude)
+    return max(_SMALLEST_EXPONENT, int(exponent) - int(mantissa == 0.5))
+
+
+def _coarsened(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
+    for _ in range(min(doublings, _HALF.bit_length())):
+        pairs = counts.reshape(-1, 2).sum(axis=1)
+        counts = np.zeros(BINS, np.int64)
+        counts[_HALF // 2 : _HALF // 2 + _HALF] = pairs
+    return counts

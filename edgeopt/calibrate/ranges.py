@@ -1,0 +1,188 @@
+"""Which values an 8-bit tensor has to cover: five answers from one state of fixed size.
+
+Stands between ``collect`` (which feeds it sample by sample) and ``qparams`` (which turns a range into a scale and a zero
+point). :class:`TensorStats` is all that is kept of a tensor, about 64 KiB whatever the number of samples: the exact
+extremes, the sums of the samples' extremes and a histogram. Every method reads the same state, so recipes that differ only in the
+method share one pass over the data.
+
+Methods, by the names that recipes use:
+
+- ``min_max``         the extremes of all samples; nothing is clipped
+- ``moving_average``  the mean of the samples' extremes: one odd sample does not widen the range
+- ``percentile``      leaves out the outermost 0.01 % on either side
+- ``entropy``         the clip that loses least information (S. Migacz, "8-bit Inference with TensorRT", GTC 2017)
+- ``mse``             the clip that gives the smallest mean squared rounding and clipping error
+
+The last three read a sample of each tensor's values (see ``collect``), the first two every value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.calibrate.histogram import Histogram
+from edgeopt.errors import PassFailed
+
+PERCENTILE = 99.99
+_CLIP_STEPS = 96
+_SMALLEST_CLIP = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Finite, ``low <= 0 <= high``: zero (padding, ReLU) must be representable."""
+
+    low: float
+    high: float
+
+
+@dataclass(slots=True)
+class TensorStats:
+    """What is remembered of one tensor; grows with nothing."""
+
+    low: float = np.inf
+    high: float = -np.inf
+    low_sum: float = 0.0
+    high_sum: float = 0.0
+    samples: int = 0
+    histogram: Histogram = field(default_factory=Histogram)
+
+    def add(self, low: float, high: float, values: NDArray[np.floating], *, name: str = "") -> None:
+        """Take in one sample: its exact extremes and some (or all) of its values.
+
+        Raises :class:`~edgeopt.errors.PassFailed` where one of them is NaN or infinite.
+        """
+        if not (np.isfinite(low) and np.isfinite(high) and np.isfinite(values).all()):
+            raise PassFailed(
+                f"activation {name!r} is not finite in calibration sample {self.samples} (extremes {low}, {high})",
+                hint="Check that the calibration samples are preprocessed as the model expects.",
+            )
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.low_sum += low
+        self.high_sum += high
+        self.samples += 1
+        self.histogram.add(values)
+
+    def merge(self, other: TensorStats) -> TensorStats:
+        """The statistics of both sets of samples; neither operand changes, order does not matter."""
+        return TensorStats(
+            low=min(self.low, other.low),
+            high=max(self.high, other.high),
+            low_sum=self.low_sum + other.low_sum,
+            high_sum=self.high_sum + other.high_sum,
+            samples=self.samples + other.samples,
+            histogram=self.histogram.merge(other.histogram),
+        )
+
+
+Method: TypeAlias = Callable[[TensorStats], Range]
+
+
+def range_of(stats: TensorStats, method: str) -> Range:
+    """The range ``method`` gives; :class:`~edgeopt.errors.PassFailed` for an unknown method or no samples."""
+    if method not in METHODS:
+        raise PassFailed(f"{method!r} is no calibration method", hint=f"Use one of {', '.join(METHODS)}.")
+    if not stats.samples:
+        raise PassFailed("a tensor was never observed", hint="Provide at least one calibration sample.")
+    return METHODS[method](stats)
+
+
+def min_max(stats: TensorStats) -> Range:
+    """Everything that was seen."""
+    return _with_zero(stats.low, stats.high)
+
+
+def moving_average(stats: TensorStats) -> Range:
+    """The mean over samples of each sample's extremes; a plain mean, so that the order of samples does not matter."""
+    return _with_zero(stats.low_sum / stats.samples, stats.high_sum / stats.samples)
+
+
+def percentile(stats: TensorStats, share: float = PERCENTILE) -> Range:
+    """All but the outermost ``100 - share`` percent on either side."""
+    counts, width = stats.histogram.counts, stats.histogram.width
+    cumulative = np.cumsum(counts)
+    tail = (100.0 - share) / 100.0 * float(cumulative[-1])
+    first = int(np.searchsorted(cumulative, tail, side="right"))
+    last = int(np.searchsorted(cumulative, cumulative[-1] - tail, side="left"))
+    edges = (np.arange(counts.size + 1) - counts.size // 2) * width
+    return _clipped(stats, float(edges[first]), float(edges[min(last, counts.size - 1) + 1]))
+
+
+def entropy(stats: TensorStats, levels: int = 128) -> Range:
+    """The clip of magnitudes that minimises the KL divergence between the values and their ``levels``-step version."""
+    counts = stats.histogram.magnitudes().astype(np.float64)
+    # A ReLU puts a spike on exact zero, which every scale represents without error: it must not decide.
+    counts[0] = counts[1]
+    counts = np.trim_zeros(counts, "b")
+    if counts.size <= levels:
+        return min_max(stats)
+    stride = max(1, (counts.size - levels) // (2 * _CLIP_STEPS))
+    sizes = [*range(levels, counts.size, stride), counts.size]
+    best = min(sizes, key=lambda size: _divergence(counts, size, levels))
+    limit = best * stats.histogram.width
+    return min_max(stats) if best == counts.size else _clipped(stats, -limit, limit)
+
+
+def mse(stats: TensorStats, levels: int = 256) -> Range:
+    """The clip of magnitudes that minimises the mean squared error of rounding to ``levels`` steps."""
+    whole = min_max(stats)
+    limit = max(-whole.low, whole.high)
+    seen = stats.histogram.counts > 0
+    values, weights = stats.histogram.centres()[seen], stats.histogram.counts[seen].astype(np.float64)
+    best, best_error = whole, np.inf
+    for share in np.linspace(1.0, _SMALLEST_CLIP, _CLIP_STEPS):
+        candidate = _clipped(stats, -limit * share, limit * share)
+        error = float(weights @ _rounding_error(values, candidate, levels) ** 2)
+        if error < best_error:
+            best, best_error = candidate, error
+    return best
+
+
+METHODS: dict[str, Method] = {
+    "min_max": min_max,
+    "moving_average": moving_average,
+    "percentile": percentile,
+    "entropy": entropy,
+    "mse": mse,
+}
+
+
+def _with_zero(low: float, high: float) -> Range:
+    return Range(min(0.0, low), max(0.0, high))
+
+
+def _clipped(stats: TensorStats, low: float, high: float) -> Range:
+    """A clip never reaches beyond what was seen: a wider range would only waste levels."""
+    return _with_zero(max(low, stats.low), min(high, stats.high))
+
+
+def _rounding_error(values: NDArray[np.float64], covered: Range, levels: int) -> NDArray[np.float64]:
+    step = (covered.high - covered.low) / (levels - 1)
+    if step <= 0:
+        return values
+    rounded = np.rint(np.clip(values, covered.low, covered.high) / step) * step
+    difference: NDArray[np.float64] = rounded - values
+    return difference
+
+
+def _divergence(counts: NDArray[np.float64], size: int, levels: int) -> float:
+    """KL divergence of the first ``size`` bins, outliers in the last one, from the same bins in ``levels`` steps."""
+    kept = counts[:size]
+    clipped = kept.copy()
+    clipped[-1] += counts[size:].sum()
+    starts = np.arange(levels) * size // levels
+    lengths = np.diff(np.append(starts, size))
+    occupied = kept > 0
+    sums = np.add.reduceat(kept, starts)
+    filled = np.maximum(np.add.reduceat(occupied.astype(np.float64), starts), 1.0)
+    coarse = np.repeat(sums / filled, lengths) * occupied
+    # A bin that only outliers fill has no counterpart after rounding; a tiny one keeps the logarithm finite.
+    coarse = np.where((clipped > 0) & (coarse <= 0), 1e-6, coarse)
+    used = clipped > 0
+    p, q = clipped[used] / clipped.sum(), coarse[used] / coarse.sum()
+    return float(np.sum(p * np.log(p / q)))

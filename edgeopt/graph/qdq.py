@@ -1,0 +1,78 @@
+"""Writing QuantizeLinear/DequantizeLinear pairs into a graph.
+
+Stands under the quantization passes: they decide on scales, this room knows where the nodes go. Parameters come as numpy
+arrays, so that no arithmetic lives here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeopt.graph import edit
+from edgeopt.graph.naming import Names
+
+
+class QdqWriter:
+    """Adds pairs to the main graph of one model."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph = model.graph
+        self._names = Names(model)
+        self._constants: dict[bytes, ir.Value] = {}
+
+    def constant(self, base: str, data: NDArray[Any]) -> ir.Value:
+        """A constant of the graph; equal constants are stored once."""
+        key = repr((data.dtype.str, data.shape)).encode() + data.tobytes()
+        if key not in self._constants:
+            self._constants[key] = edit.add_initializer(self._graph, self._names.fresh(base), data)
+        return self._constants[key]
+
+    def pair(
+        self, value: ir.Value, scale: NDArray[np.float32], zero_point: NDArray[Any], *, readers: set[ir.Node] | None
+    ) -> None:
+        """Put a pair behind ``value``; everybody who read it reads the pair, or only ``readers`` where they are given."""
+        uses = [use for use in value.uses() if readers is None or use.node in readers]
+        parameters = [
+            self.constant(f"{value.name}_scale", scale),
+            self.constant(f"{value.name}_zero_point", zero_point),
+        ]
+        quantize = self._node("QuantizeLinear", [value, *parameters], f"{value.name}_quantized")
+        quantize.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(zero_point.dtype))
+        dequantize = self._node("DequantizeLinear", [quantize.outputs[0], *parameters], f"{value.name}_dequantized")
+        dequantize.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        for node in (quantize, dequantize):
+            node.outputs[0].shape = value.shape.copy() if value.shape is not None else None
+        producer = value.producer()
+        if producer is not None:
+            self._graph.insert_after(producer, (quantize, dequantize))
+        else:
+            self._graph.insert_before(self._graph[0], (quantize, dequantize))
+        for use in uses:
+            use.node.replace_input_with(use.idx, dequantize.outputs[0])
+
+    def dequantized(
+        self, reader: ir.Node, base: str, codes: NDArray[Any], *, scale: NDArray[np.float32], axis: int | None
+    ) -> ir.Value:
+        """A constant in integers with its DequantizeLinear in front of ``reader``; the zero point is in the middle."""
+        middle = np.full(scale.shape, 128 if codes.dtype == np.uint8 else 0, codes.dtype)
+        inputs = [self.constant(f"{base}_quantized", codes), self.constant(f"{base}_scale", scale)]
+        # An int32 zero point may be left out, and TensorRT does not take one.
+        if codes.dtype != np.int32:
+            inputs.append(self.constant(f"{base}_zero_point", middle))
+        node = self._node("DequantizeLinear", inputs, f"{base}_dequantized")
+        if axis is not None:
+            node.attributes["axis"] = ir.AttrInt64("axis", axis)
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        node.outputs[0].shape = ir.Shape(codes.shape)
+        self._graph.insert_before(reader, node)
+        return node.outputs[0]
+
+    def _node(self, operator: str, inputs: list[ir.Value], base: str) -> ir.Node:
+        name = self._names.fresh(base)
+        node = ir.Node("", operator, inputs, name=name)
+        node.outputs[0].name = name
+        return node

@@ -1,0 +1,233 @@
+"""Static 8-bit quantization: ranges from calibration data, pairs where the runtime has integer kernels.
+
+Runs after the graph is clean and its batch norms are folded. In comes a float32 model and the evidence, out goes the same
+model with QuantizeLinear/DequantizeLinear pairs placed so that ONNX Runtime fuses them to QLinearConv, QGemm, QLinearAdd and so on. Three steps:
+``place`` says where, ``collect`` says which values occur there, ``qparams`` makes numbers of both.
+
+Settings (all optional):
+
+- ``method``          min_max | moving_average | percentile | entropy | mse, see ``calibrate.ranges``
+- ``activation``      uint8 | int8; ``weight``: int8 | uint8
+- ``per_channel``     one weight scale for each output channel
+- ``reduced_range``   7-bit weights, for x86 kernels that saturate (no VNNI)
+- ``symmetric``       activations with their zero in the middle: what TensorRT takes
+- ``bias_correction`` see ``calibrate.bias``
+- ``skip``            JSON list of names of nodes that stay float
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeopt.calibrate import bias as bias_correction
+from edgeopt.calibrate import qparams
+from edgeopt.calibrate.collect import Observation, collect
+from edgeopt.calibrate.qparams import QParams
+from edgeopt.calibrate.ranges import METHODS, range_of
+from edgeopt.errors import PassFailed
+from edgeopt.graph import edit, quantizable, tensors
+from edgeopt.graph.qdq import QdqWriter
+from edgeopt.graph.quantizable import Layer, Placement
+from edgeopt.protocols import Evidence, Settings
+from edgeopt.records import Signature, Target
+
+if TYPE_CHECKING:
+    from edgeopt.protocols import Model
+
+_PER_CHANNEL_OPSET = 13
+_OLDEST_OPSET = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheme:
+    """The settings, checked."""
+
+    method: str = "min_max"
+    activation: Literal["int8", "uint8"] = "uint8"
+    weight: Literal["int8", "uint8"] = "int8"
+    per_channel: bool = True
+    reduced_range: bool = False
+    symmetric: bool = False
+    bias_correction: bool = False
+    skip: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(settings: Settings) -> Scheme:
+        """Raises :class:`~edgeopt.errors.PassFailed` for an unknown setting, or a combination without kernels."""
+        known = {field.name for field in fields(Scheme)}
+        if unknown := sorted(set(settings) - known):
+            raise PassFailed(f"quantize_static has no settings {unknown}", hint=f"Use {', '.join(sorted(known))}.")
+        values: dict[str, Any] = dict(settings)
+        values["skip"] = _names(values.get("skip", "[]"))
+        scheme = Scheme(**values)
+        scheme._check()
+        return scheme
+
+    def _check(self) -> None:
+        if self.method not in METHODS:
+            raise PassFailed(f"{self.method!r} is no calibration method", hint=f"Use one of {', '.join(METHODS)}.")
+        if self.activation not in ("int8", "uint8") or self.weight not in ("int8", "uint8"):
+            raise PassFailed(
+                f"activation {self.activation!r} with weight {self.weight!r} is no 8-bit scheme",
+                hint="Use int8 or uint8 for both.",
+            )
+        if self.weight == "uint8" and (self.per_channel or self.activation == "int8"):
+            raise PassFailed(
+                "uint8 weights have an integer kernel only per tensor and with uint8 activations",
+                hint="Use int8 weights.",
+            )
+
+
+class QuantizeStatic:
+    """Float32 in, 8-bit QDQ out."""
+
+    name = "quantize_static"
+    lossless = False
+    needs_data = True
+
+    def refuse(self, signature: Signature, target: Target) -> str | None:  # noqa: ARG002 - the protocol's; every target has 8-bit kernels
+        """A model without layers to quantize, or one that is quantized already."""
+        if signature.quantized:
+            return "the model is quantized already"
+        if not signature.count(*quantizable.LAYERS):
+            return "the model has no Conv, Gemm or MatMul"
+        return None
+
+    def apply(self, model: Model, settings: Settings, evidence: Evidence) -> Model:
+        """The quantized model; raises :class:`~edgeopt.errors.PassFailed` where nothing can be quantized."""
+        scheme = Scheme.of(settings)
+        _check_opset(model, scheme)
+        quantized = edit.copy(model)
+        placement = quantizable.place(quantized.graph, skip=scheme.skip)
+        if not placement.layers:
+            raise PassFailed(
+                f"no Conv, Gemm or MatMul with a constant float32 weight is left to quantize ({len(scheme.skip)} skipped)",
+                hint="Leave this technique out for this model.",
+            )
+        observations = observe(model, evidence)
+        _Quantizer(quantized, placement, scheme, observations).write()
+        edit.prune(quantized)
+        return quantized
+
+
+def observe(model: Model, evidence: Evidence) -> dict[str, Observation]:
+    """Everything static quantization may want to know of ``model``, whatever the settings: one pass for all recipes."""
+    everything = quantizable.place(model.graph)
+    names = dict.fromkeys(str(everything.root(value).name) for value in everything.tensors())
+    # Not only the roots: where a layer is skipped, a moved tensor may lose its root and need its own range.
+    names.update(dict.fromkeys(str(value.name) for value in everything.tensors()))
+    channels = {str(layer.data.name): layer.channel_axis for layer in everything.layers}
+    return collect(model, sorted(names), evidence, channels=channels)
+
+
+class _Quantizer:
+    """One quantization of one model."""
+
+    def __init__(
+        self, model: ir.Model, placement: Placement, scheme: Scheme, observations: dict[str, Observation]
+    ) -> None:
+        self._writer = QdqWriter(model)
+        self._placement = placement
+        self._scheme = scheme
+        self._observations = observations
+        self._parameters: dict[ir.Value, QParams] = {}
+
+    def write(self) -> None:
+        # Layers first: they ask for their input's scale by the value that the pairs are going to replace.
+        for layer in self._placement.layers:
+            self._write_layer(layer)
+        readers = {layer.node for layer in self._placement.layers}
+        for value in self._placement.produced:
+            self._write_pair(value, None)
+        for value in self._placement.consumed:
+            self._write_pair(value, readers)
+
+    def _write_pair(self, value: ir.Value, readers: set[ir.Node] | None) -> None:
+        found = self._activation(value)
+        self._writer.pair(value, found.scale, found.zero_point, readers=readers)
+
+    def _activation(self, value: ir.Value) -> QParams:
+        root = self._placement.root(value)
+        if root not in self._parameters:
+            covered = range_of(self._observations[str(root.name)].stats, self._scheme.method)
+            self._parameters[root] = qparams.activation_qparams(
+                covered, dtype=self._scheme.activation, symmetric=self._scheme.symmetric
+            )
+        return self._parameters[root]
+
+    def _write_layer(self, layer: Layer) -> None:
+        input_scale = float(self._activation(layer.data).scale)
+        weight = np.asarray(tensors.array(layer.weight), np.float32)
+        bias = tensors.array(layer.bias)
+        parameters = qparams.weight_qparams(
+            weight,
+            dtype=self._scheme.weight,
+            axis=layer.weight_axis if self._scheme.per_channel else None,
+            reduced_range=self._scheme.reduced_range,
+            smallest=qparams.smallest_weight_scale(bias, input_scale) if bias is not None else 0.0,
+        )
+        codes = qparams.quantize(weight, parameters)
+        if self._scheme.bias_correction:
+            error = qparams.dequantize(codes, parameters) - weight
+            mean = self._observations[str(layer.data.name)].mean
+            bias = self._corrected(layer, bias, bias_correction.mean_shift(error, mean, output_axis=layer.weight_axis))
+        layer.node.replace_input_with(1, self._dequantized(layer, codes, parameters))
+        if bias is not None:
+            self._write_bias(layer, bias, input_scale, parameters)
+
+    def _dequantized(self, layer: Layer, codes: NDArray[Any], parameters: QParams) -> ir.Value:
+        return self._writer.dequantized(
+            layer.node, str(layer.weight.name), codes, scale=parameters.scale, axis=parameters.axis
+        )
+
+    def _write_bias(self, layer: Layer, bias: NDArray[Any], input_scale: float, parameters: QParams) -> None:
+        codes, scale = qparams.quantize_bias(bias, input_scale, parameters.scale)
+        base = str(layer.bias.name) if layer.bias is not None else f"{layer.name}_bias"
+        value = self._writer.dequantized(
+            layer.node, base, codes, scale=scale, axis=None if parameters.axis is None else 0
+        )
+        if len(layer.node.inputs) < 3:
+            layer.node.resize_inputs(3)
+        layer.node.replace_input_with(2, value)
+
+    def _corrected(
+        self, layer: Layer, bias: NDArray[Any] | None, shift: NDArray[np.float64]
+    ) -> NDArray[np.float32] | None:
+        """The layer's new bias; a MatMul has none, there the Add behind it takes the correction."""
+        if layer.node.op_type != "MatMul":
+            return np.asarray((0.0 if bias is None else bias) - shift, np.float32)
+        uses = list(layer.output.uses())
+        if len(uses) == 1 and uses[0].node.op_type == "Add":
+            adder, index = uses[0].node, 1 - uses[0].idx
+            added = tensors.array(adder.inputs[index])
+            if added is not None and added.shape == shift.shape:
+                corrected = (added - shift).astype(np.float32)
+                adder.replace_input_with(index, self._writer.constant(f"{layer.name}_corrected", corrected))
+        return None
+
+
+def _check_opset(model: Model, scheme: Scheme) -> None:
+    opset = model.opset_imports.get("", 0)
+    if opset < _OLDEST_OPSET:
+        raise PassFailed(f"opset {opset} has no QuantizeLinear", hint="Export the model again with opset_version=17.")
+    if scheme.per_channel and opset < _PER_CHANNEL_OPSET:
+        raise PassFailed(
+            f"opset {opset} is older than {_PER_CHANNEL_OPSET}, the first with per-channel DequantizeLinear",
+            hint="Run tidy first, which raises the opset, or export the model again with opset_version=17.",
+        )
+
+
+def _names(text: object) -> tuple[str, ...]:
+    try:
+        names = json.loads(cast("str", text))
+    except (TypeError, ValueError) as error:
+        raise PassFailed(f"skip is {text!r:.80}, not JSON", hint='Give a JSON list such as ["conv1"].') from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise PassFailed(f"skip is {text!r:.80}, not a list of names", hint='Give a JSON list such as ["conv1"].')
+    return tuple(names)

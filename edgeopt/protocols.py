@@ -6,12 +6,12 @@ no try. A reason not to do something is a value, not an exception.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from edgeopt.records import Artifact, Recipe, Scalar, Signature, Target
+from edgeopt.records import Artifact, DataOrigin, Recipe, Scalar, Signature, Target
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +26,20 @@ if TYPE_CHECKING:
 Settings: TypeAlias = Mapping[str, Scalar]
 
 
+class Samples(Protocol):
+    """Real or made-up inputs, one inference at a time."""
+
+    origin: DataOrigin
+    labels: Array | None
+    """Class indices [samples], where the drop gave them."""
+
+    def __len__(self) -> int:
+        """How many inferences there are."""
+
+    def feeds(self, index: int) -> dict[str, Array]:
+        """The inputs of one inference."""
+
+
 class Evidence(Protocol):
     """What the calibration data says; handed to every pass. Everything streams: one sample is in memory at a time."""
 
@@ -36,6 +50,8 @@ class Evidence(Protocol):
     synthetic: bool
     """The samples are made up: good for ranges at most, never for a claim."""
     seed: int
+    memo: MutableMapping[str, object]
+    """What was worked out from this data, by content: the recipes of one job share it. Starts empty."""
 
     def samples(self) -> Iterator[Feeds]:
         """The calibration samples, in order, from the start at every call."""
@@ -90,3 +106,8 @@ class Runtime(Protocol):
 
     def open(self, artifact: Artifact) -> AbstractContextManager[Session]:
         """A session with the artifact's own settings."""
+
+    def observe(
+        self, model: Path, samples: Iterable[Feeds], names: Sequence[str], *, threads: int
+    ) -> Iterator[dict[str, Array]]:
+        """Run ``model`` over ``samples`` and yield its outputs called ``names``, one sample at a time."""

@@ -7,7 +7,6 @@ alone costs up to 2.7 times. Errors of onnxruntime are translated here.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import CompileFailed, MeasureFailed
+from edgeopt.integrity import model_files, sha256_of
 from edgeopt.records import Artifact, Recipe, Scalar, Signature, Target
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _QUIET = 4
 """ORT_LOGGING_LEVEL_FATAL: what goes wrong is raised anyway; its log lines would reach the user twice."""
 _PROVIDERS = ["CPUExecutionProvider"]
-_CHUNK_BYTES = 1 << 20
 
 
 class OrtSession:
@@ -75,12 +74,11 @@ class OnnxRuntime:
                 f"onnxruntime {self.version} does not open the model made by {recipe.label}: {_first_line(error)}",
                 hint="Export the model with operators that this onnxruntime has kernels for.",
             ) from error
-        files = _files_of(model)
         return Artifact(
             path=str(model),
             format="onnx",
-            sha256=_sha256(model),
-            bytes=sum(file.stat().st_size for file in files),
+            sha256=sha256_of(model),
+            bytes=sum(file.stat().st_size for file in model_files(model)),
             runtime=self.name,
             runtime_version=self.version,
             session=settings,
@@ -92,8 +90,28 @@ class OnnxRuntime:
         try:
             session = _start(Path(artifact.path), dict(artifact.session))
         except _failures() as error:
-            raise CompileFailed(f"onnxruntime {self.version} does not open {artifact.path}: {_first_line(error)}") from error
+            raise CompileFailed(
+                f"onnxruntime {self.version} does not open {artifact.path}: {_first_line(error)}"
+            ) from error
         yield OrtSession(session)
+
+    def observe(
+        self, model: Path, samples: Iterable[Feeds], names: Sequence[str], *, threads: int
+    ) -> Iterator[dict[str, Array]]:
+        """Run ``model`` over ``samples`` and yield the outputs called ``names``, one sample at a time.
+
+        Raises :class:`MeasureFailed` where a sample does not run.
+        """
+        try:
+            session = _start(model, {"intra_op_num_threads": threads, "graph_optimization_level": "all"})
+        except _failures() as error:
+            raise MeasureFailed(f"onnxruntime does not open the model to observe: {_first_line(error)}") from error
+        for index, feeds in enumerate(samples):
+            try:
+                outputs = session.run(list(names), dict(feeds))
+            except _failures() as error:
+                raise MeasureFailed(f"calibration sample {index} does not run: {_first_line(error)}") from error
+            yield dict(zip(names, outputs, strict=True))
 
 
 def session_settings(target: Target) -> tuple[tuple[str, Scalar], ...]:
@@ -104,23 +122,6 @@ def session_settings(target: Target) -> tuple[tuple[str, Scalar], ...]:
         ("inter_op_num_threads", 1),
         ("intra_op_num_threads", target.threads),
     )
-
-
-def observe(model: Path, samples: Iterable[Feeds], names: Sequence[str], *, threads: int) -> Iterator[dict[str, Array]]:
-    """Run ``model`` over ``samples`` and yield the outputs called ``names``, one sample at a time.
-
-    Raises :class:`MeasureFailed` where a sample does not run.
-    """
-    try:
-        session = _start(model, {"intra_op_num_threads": threads, "graph_optimization_level": "all"})
-    except _failures() as error:
-        raise MeasureFailed(f"onnxruntime does not open the model to observe: {_first_line(error)}") from error
-    for index, feeds in enumerate(samples):
-        try:
-            outputs = session.run(list(names), dict(feeds))
-        except _failures() as error:
-            raise MeasureFailed(f"calibration sample {index} does not run: {_first_line(error)}") from error
-        yield dict(zip(names, outputs, strict=True))
 
 
 def _start(model: Path, settings: Mapping[str, Scalar]) -> Any:
@@ -151,16 +152,3 @@ def _failures() -> tuple[type[BaseException], ...]:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:400]
-
-
-def _files_of(model: Path) -> list[Path]:
-    data = model.with_name(model.name + ".data")
-    return [file for file in (model, data) if file.exists()]
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -27,6 +27,7 @@ _FEWEST_ROUNDS = 8
 _MOST_ROUNDS = 200
 _SLOW_ROUNDS = 4
 _CLOSE_ENOUGH = 0.01
+_ALONE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,12 @@ def compare(
         speedup=_speedup(ratios, effort.seed),
         rounds=len(ratios),
     )
+
+
+def alone(runner: Runner, *, clock: Callable[[], float] = time.monotonic) -> Latency:
+    """Latency of one artifact with nothing to compare it to, over about ``_ALONE_S`` seconds."""
+    pace = _warm_up(runner, clock)
+    return latency(runner.durations_s(max(_WARM_UP_RUNS, min(1000, math.ceil(_ALONE_S / pace)))))
 
 
 def latency(durations_s: Sequence[float]) -> Latency:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, Self, cast
 
 from edgeopt import wire
 from edgeopt.errors import MeasureFailed
@@ -43,7 +43,7 @@ class Runner:
         self._input_names: tuple[str, ...] = ()
         self.output_names: tuple[str, ...] = ()
 
-    def __enter__(self) -> Runner:
+    def __enter__(self) -> Self:
         try:
             header, _ = self._ask({"kind": "open", "artifact": wire.encode(self.artifact)}, timeout_s=_OPEN_TIMEOUT_S)
         except BaseException:
@@ -52,7 +52,9 @@ class Runner:
         self._input_names, self.output_names = tuple(header["inputs"]), tuple(header["outputs"])
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def run(self, feeds: Feeds) -> list[Array]:

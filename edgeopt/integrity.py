@@ -1,0 +1,18 @@
+"""What a model on disk consists of, and the hash that vouches for it. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file's content in hex; OSError where it cannot be read. Reads in chunks."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def model_files(model: Path) -> tuple[Path, ...]:
+    """The model file, and the file of its weights where there is one (``model.onnx.data``)."""
+    data = model.with_name(model.name + ".data")
+    return (model, data) if data.exists() else (model,)

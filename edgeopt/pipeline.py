@@ -1,0 +1,164 @@
+"""The life of a model on one screen: ingest > plan > [ compress > compile > measure ]* > select > report.
+
+Runs inside the sandboxed worker. In: a staged job folder and its order. Out: the job's ``out/`` folder and a verdict.
+Every candidate is measured on this device against the original; the original is a candidate too.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edgeopt import catalogue, device, wire
+from edgeopt.calibrate import samples as sample_sets
+from edgeopt.layout import JobFolder
+from edgeopt.protocols import Pass, Runtime
+from edgeopt.records import Event, JobOrder, Recipe, Target, Trial, Verdict
+from edgeopt.stages import attempt, baseline, forms, ingest, planner, reference, report, select
+from edgeopt.stages import data as assignment
+from edgeopt.stages.attempt import Workbench
+from edgeopt.stages.cache import CandidateCache
+from edgeopt.stages.data import Data
+from edgeopt.stages.events import Emit, staged
+from edgeopt.stages.evidence import CalibrationEvidence
+from edgeopt.stages.ingest import Ingested
+from edgeopt.stages.runners import Runner
+
+_MADE_UP_SAMPLES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is known before anything is measured."""
+
+    order: JobOrder
+    given: Ingested
+    data: Data
+    target: Target
+    runtime: Runtime
+    passes: dict[str, Pass]
+    folder: JobFolder
+
+
+def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> Verdict:
+    """Work off one job. Raises an :class:`~edgeopt.errors.EdgeoptError` that says what becomes of it."""
+    with staged("ingest", emit):
+        job = _take_in(order, folder)
+    with staged("plan", emit):
+        recipes, left_out = _plan(job)
+    with ExitStack() as runners:
+        with staged("baseline", emit):
+            bench = _workbench(job, runners, emit)
+        trials = _attempt_all(
+            recipes, bench, CandidateCache(cache_folder, _facts(job)), job.order.policy.search.budget_s
+        )
+        with staged("select", emit):
+            verdict = select.choose(
+                [*trials, *left_out],
+                bench.baseline,
+                bench.goal,
+                harmless=_harmless(recipes, job.passes),
+                confirm=partial(attempt.confirm, bench=bench),
+            )
+    with staged("report", emit):
+        report.write(report.Findings(order=job.order, target=job.target, data=job.data, verdict=verdict), folder.out)
+    return verdict
+
+
+def _take_in(order: JobOrder, folder: JobFolder) -> Job:
+    given = ingest.load(folder, order)
+    policy = given.policy
+    made_up = sample_sets.synthetic(given.signature, policy.inputs, seed=policy.search.seed, count=_MADE_UP_SAMPLES)
+    return Job(
+        order=replace(order, policy=policy),
+        given=given,
+        data=assignment.assign(given.calibration, given.eval, made_up, ordered=bool(given.signature.states)),
+        target=device.detect(policy.target),
+        runtime=catalogue.find_runtime("onnxruntime"),
+        passes={name: catalogue.find_pass(name) for name in catalogue.PASSES},
+        folder=folder,
+    )
+
+
+def _plan(job: Job) -> tuple[tuple[Recipe, ...], tuple[Trial, ...]]:
+    if job.order.only_recipe is not None:
+        return (job.order.only_recipe,), ()
+    plan = planner.plan(
+        job.given.signature, job.target, job.order.policy, passes=job.passes, has_samples=not job.data.synthetic
+    )
+    return plan.recipes, plan.left_out
+
+
+def _workbench(job: Job, runners: ExitStack, emit: Emit) -> Workbench:
+    """Open the original, run it over the eval samples and measure it; everything is held against that."""
+    goal, seed, signature = job.order.policy.goal, job.order.policy.search.seed, job.given.signature
+    artifact = job.runtime.compile(job.folder.input / job.order.files.model, Recipe(), job.target)
+    original = runners.enter_context(Runner(artifact))
+    ends = forms.final_operators(job.given.model)
+    judged = reference.make(original, job.data.eval, signature, ends, job.folder.work)
+    timed = baseline.typical(judged)
+    original.hold(timed)
+    return Workbench(
+        model=job.given.model,
+        evidence=CalibrationEvidence(
+            calibration=job.data.calibration,
+            signature=signature,
+            target=job.target,
+            observer=partial(job.runtime.observe, threads=job.target.threads),
+            folder=job.folder.work,
+            seed=seed,
+        ),
+        passes=job.passes,
+        runtime=job.runtime,
+        target=job.target,
+        goal=goal,
+        reference=judged,
+        original=original,
+        baseline=baseline.measured(original, artifact, judged, goal, seed=seed),
+        timed=timed,
+        folder=job.folder.work,
+        emit=emit,
+        seed=seed,
+    )
+
+
+def _attempt_all(recipes: tuple[Recipe, ...], bench: Workbench, cache: CandidateCache, budget_s: float) -> list[Trial]:
+    """Try the recipes in order until the budget ends; what is in the cache is not done again."""
+    started, trials = time.monotonic(), []
+    for done, recipe in enumerate(recipes):
+        progress = {"ratio": done / len(recipes), "trial": done + 1, "trials": len(recipes), "text": recipe.label}
+        bench.emit(Event(kind="progress", fields=progress))
+        trial = cache.find(recipe)
+        bench.emit(Event(kind="cache", fields={"result": "hit" if trial else "miss"}))
+        if trial is None and done and time.monotonic() - started > budget_s:
+            trials.append(Trial(recipe=recipe, refused=f"the budget of {budget_s:g} s was used up before its turn"))
+            continue
+        if trial is None:
+            trial = attempt.attempt(recipe, bench)
+            cache.keep(trial)
+        outcome = "refused" if trial.measurement is None else "measured"
+        bench.emit(Event(kind="candidate", fields={"outcome": outcome, "trial": wire.encode(trial)}))
+        trials.append(trial)
+    return trials
+
+
+def _harmless(recipes: tuple[Recipe, ...], passes: dict[str, Pass]) -> set[str]:
+    """Ids of the recipes whose every step is lossless."""
+    return {recipe.id for recipe in recipes if all(passes[step.technique].lossless for step in recipe.steps)}
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    """What a candidate's result depends on besides its recipe."""
+    return {
+        "model": job.order.source.sha256,
+        "calibration": job.data.calibration.origin,
+        "eval": job.data.eval.origin,
+        "target": job.target,
+        "metric": job.order.policy.goal.metric,
+        "seed": job.order.policy.search.seed,
+        "versions": report.versions(),
+    }

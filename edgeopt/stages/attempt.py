@@ -1,0 +1,141 @@
+"""One candidate from recipe to measured trial: compress, compile, judge, time.
+
+The original is opened once in a runner of its own that stays for the whole job; each candidate gets a fresh runner. This
+is the only place where a :class:`CandidateError` is caught: it ends the candidate, not the job.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeopt.errors import CandidateError, EdgeoptError
+from edgeopt.graph import check, save
+from edgeopt.layout import ARTIFACT_FILE
+from edgeopt.protocols import Evidence, Pass, Runtime
+from edgeopt.records import Artifact, Goal, Measurement, Quality, Recipe, Step, Target, Trial
+from edgeopt.stages import measure, quality
+from edgeopt.stages.events import Emit, staged
+from edgeopt.stages.measure import Effort, Timing
+from edgeopt.stages.reference import Reference
+from edgeopt.stages.runners import Runner
+
+if TYPE_CHECKING:
+    from edgeopt.protocols import Feeds, Model
+
+StartRunner = Callable[[Artifact], Runner]
+_HOPELESS = 4.0
+"""A bound this many times beyond max_drop: the latency is only noted, not measured to the last digit."""
+_GLANCE_S, _LOOK_S, _SECOND_LOOK_S = 1.5, 6.0, 10.0
+_SHARED_STEPS = 3
+"""Longer recipes share nothing with others; remembering their models would only hold memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workbench:
+    """What every attempt of a job needs."""
+
+    model: Model
+    evidence: Evidence
+    passes: Mapping[str, Pass]
+    runtime: Runtime
+    target: Target
+    goal: Goal
+    reference: Reference
+    original: Runner
+    baseline: Trial
+    timed: Feeds
+    """The one inference that is timed; ``original`` holds it already."""
+    folder: Path
+    emit: Emit
+    seed: int
+    start: StartRunner = Runner
+    made: dict[tuple[Step, ...], Model] = field(default_factory=dict)
+    """Models by the steps that made them: candidates share what they have in common."""
+
+
+def attempt(recipe: Recipe, bench: Workbench) -> Trial:
+    """Make and measure one candidate; a refusal is a trial with its reason."""
+    started = time.monotonic()
+    try:
+        with staged("compress", bench.emit):
+            model = compress(recipe, bench)
+        with staged("compile", bench.emit):
+            artifact = _compile(model, recipe, bench)
+        with staged("measure", bench.emit):
+            measurement = _measure(artifact, bench)
+        return Trial(recipe=recipe, artifact=artifact, measurement=measurement, seconds=time.monotonic() - started)
+    except CandidateError as error:
+        refused = f"{error.code}: {error.message}"
+    except (EdgeoptError, OSError, MemoryError):
+        raise  # the job's trouble, not the candidate's
+    except Exception as error:  # noqa: BLE001  # a library's surprise costs one candidate; its traceback is in the log
+        traceback.print_exc()
+        refused = f"unexpected: {type(error).__name__}: {str(error)[:300]}"
+    return Trial(recipe=recipe, refused=refused, seconds=time.monotonic() - started)
+
+
+def confirm(trial: Trial, bench: Workbench) -> Trial:
+    """Measure a would-be winner once more in fresh processes: the best of many is partly the luckiest of many."""
+    assert trial.artifact is not None  # noqa: S101  # only measured trials are confirmed
+    assert trial.measurement is not None  # noqa: S101
+    artifact = trial.artifact
+    try:
+        with bench.start(bench.baseline.artifact or artifact) as original, bench.start(artifact) as candidate:
+            original.hold(bench.timed)
+            candidate.hold(bench.timed)
+            timing = measure.compare(original, candidate, Effort(seed=bench.seed + 1, longest_s=_SECOND_LOOK_S))
+    except CandidateError as error:
+        return replace(trial, measurement=None, refused=f"{error.code}: {error.message}")
+    return replace(trial, measurement=replace(trial.measurement, latency=timing.candidate, speedup=timing.speedup))
+
+
+def compress(recipe: Recipe, bench: Workbench) -> Model:
+    """Apply the recipe's passes in order; every step's result is checked and remembered."""
+    model = bench.model
+    for index, step in enumerate(recipe.steps):
+        done = recipe.steps[: index + 1]
+        if done not in bench.made:
+            changed = bench.passes[step.technique].apply(model, dict(step.settings), bench.evidence)
+            check.verify(changed, like=bench.model)
+            if len(done) < _SHARED_STEPS or done == recipe.steps[:_SHARED_STEPS]:
+                bench.made[done] = changed
+            model = changed
+        else:
+            model = bench.made[done]
+    return model
+
+
+def _compile(model: Model, recipe: Recipe, bench: Workbench) -> Artifact:
+    file = bench.folder / "candidates" / recipe.id / ARTIFACT_FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save.save(model, file)
+    return bench.runtime.compile(file, recipe, bench.target)
+
+
+def _measure(artifact: Artifact, bench: Workbench) -> Measurement:
+    with bench.start(artifact) as candidate:
+        verdict = quality.judge(bench.reference, candidate.run, bench.goal, seed=bench.seed)
+        hopeless = verdict.ci95[1] > _HOPELESS * bench.goal.max_drop
+        effort = Effort(seed=bench.seed, longest_s=_GLANCE_S if hopeless else _LOOK_S)
+        candidate.hold(bench.timed)
+        timing = measure.compare(bench.original, candidate, effort)
+        return _measurement(artifact, timing, verdict, candidate.peak_memory_bytes(), bench.baseline)
+
+
+def _measurement(artifact: Artifact, timing: Timing, verdict: Quality, peak_bytes: int, baseline: Trial) -> Measurement:
+    original = baseline.measurement
+    assert original is not None  # noqa: S101  # the baseline is measured before any candidate
+    return Measurement(
+        latency=timing.candidate,
+        speedup=timing.speedup,
+        bytes=artifact.bytes,
+        bytes_ratio=original.bytes / artifact.bytes,
+        peak_memory_bytes=peak_bytes,
+        memory_ratio=original.peak_memory_bytes / max(1, peak_bytes),
+        quality=verdict,
+    )

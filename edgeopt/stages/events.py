@@ -1,0 +1,20 @@
+"""How stages tell the supervisor where they are: one :class:`~edgeopt.records.Event` at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from edgeopt.records import Event
+
+Emit = Callable[[Event], None]
+
+
+@contextmanager
+def staged(stage: str, emit: Emit) -> Iterator[None]:
+    """Say that ``stage`` begins and, when it ends well, how many seconds it took."""
+    started = time.monotonic()
+    emit(Event(kind="stage", fields={"stage": stage}))
+    yield
+    emit(Event(kind="stage_done", fields={"stage": stage, "seconds": time.monotonic() - started}))

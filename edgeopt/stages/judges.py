@@ -1,0 +1,164 @@
+"""How far a candidate's output is from the original's, one sample at a time: pure functions over two arrays.
+
+Every judge gives numbers per sample that ``quality`` averages and bounds. See docs/quality.md for what they mean.
+Shapes: a class output is [..., classes] with the classes last; a dense output is anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.stages.bounds import normal_cdf
+
+Floats = NDArray[np.float64]
+_TINY = 1e-30
+_MASK_LEVEL = 0.5
+_LEAST_BOXES = 32
+_FEWEST_COLUMNS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ClassChange:
+    """What changed in one sample's class probabilities; positions (rank above 2) are averaged."""
+
+    drop: float
+    """p_orig(top-1 of the original) - p_orig(top-1 of the candidate), in 0..1."""
+    same_top1: float
+    divergence: float
+    """Kullback-Leibler divergence of the candidate from the original, in nats."""
+    margin: float
+    """Log-odds between the original's first and second class."""
+    margin_change: float
+    flip_cost: float
+    """p_orig(first) - p_orig(second): what a flip to the runner-up would lose."""
+
+
+def class_probabilities(output: NDArray[Any], form: str) -> Floats:
+    """[positions, classes] probabilities out of an output in ``form``: ``probabilities``, ``log_probabilities``, ``logits``, ``binary``."""
+    values = np.asarray(output, dtype=np.float64)
+    if form == "binary":
+        flat = values.reshape(-1, 1)
+        return np.concatenate([1.0 - flat, flat], axis=1)
+    values = values.reshape(-1, values.shape[-1])
+    if form == "probabilities":
+        return np.clip(values, 0.0, None)
+    if form == "log_probabilities":
+        return np.asarray(np.exp(values))
+    shifted = np.exp(values - values.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def class_change(original: Floats, candidate: Floats) -> ClassChange:
+    """Compare [positions, classes] probabilities."""
+    rows = np.arange(len(original))
+    first, chosen = original.argmax(axis=1), candidate.argmax(axis=1)
+    rest = original.copy()
+    rest[rows, first] = -1.0
+    second = rest.argmax(axis=1)
+    log_original, log_candidate = np.log(original + _TINY), np.log(candidate + _TINY)
+    margin = log_original[rows, first] - log_original[rows, second]
+    change = (log_candidate[rows, first] - log_candidate[rows, second]) - margin
+    return ClassChange(
+        drop=float((original[rows, first] - original[rows, chosen]).mean()),
+        same_top1=float((first == chosen).mean()),
+        divergence=float((original * (log_original - log_candidate)).sum(axis=1).mean()),
+        margin=float(margin.mean()),
+        margin_change=float(np.sqrt((change**2).mean())),
+        flip_cost=float((original[rows, first] - original[rows, second]).mean()),
+    )
+
+
+def flip_risk(margins: Floats, margin_changes: Floats) -> Floats:
+    """Chance that each sample's top-1 flips, were the seen changes of the margins Gaussian noise.
+
+    Where no sample flipped, the average of the drops says 0 and so does its bootstrap, however few samples there were;
+    how much of each margin was eaten tells more.
+    """
+    spread = float(np.sqrt(np.mean(margin_changes**2)))
+    if spread == 0.0:
+        return np.zeros_like(margins)
+    return normal_cdf(-margins / spread)
+
+
+def cosine_drop(original: NDArray[Any], candidate: NDArray[Any]) -> float:
+    """1 - cosine between the vectors on the last axis, averaged; two zero vectors are equal."""
+    first = np.asarray(original, dtype=np.float64).reshape(-1, original.shape[-1] if original.ndim else 1)
+    second = np.asarray(candidate, dtype=np.float64).reshape(first.shape)
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    both_zero = (np.abs(first).max(axis=1) == 0) & (np.abs(second).max(axis=1) == 0)
+    cosines = np.where(both_zero, 1.0, (first * second).sum(axis=1) / np.maximum(lengths, _TINY))
+    return float(np.mean(1.0 - cosines))
+
+
+def noise_and_signal(original: NDArray[Any], candidate: NDArray[Any]) -> tuple[float, float]:
+    """Mean squared error and mean square of the original."""
+    first, second = np.asarray(original, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
+    if first.size == 0:
+        return 0.0, 0.0
+    return float(np.mean((second - first) ** 2)), float(np.mean(first**2))
+
+
+def mismatch(original: NDArray[Any], candidate: NDArray[Any]) -> float:
+    """Share of elements that differ, for outputs of integers, booleans and strings."""
+    if original.shape != candidate.shape:
+        return 1.0
+    return float(np.mean(original != candidate)) if original.size else 0.0
+
+
+def mask_overlap(original: NDArray[Any], candidate: NDArray[Any]) -> float:
+    """Intersection over union of the two masks at half height; two empty masks overlap fully."""
+    first, second = original > _MASK_LEVEL, candidate > _MASK_LEVEL
+    union = int((first | second).sum())
+    return float((first & second).sum() / union) if union else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionLayout:
+    """Where a detector's raw output [1, boxes, columns] (or its transpose) keeps coordinates and scores."""
+
+    transposed: bool
+
+    def parts(self, output: NDArray[Any]) -> tuple[Floats, Floats]:
+        """(boxes [n, 4], scores [n, columns - 4])."""
+        rows = np.asarray(output, dtype=np.float64)[0]
+        rows = rows.T if self.transposed else rows
+        return rows[:, :4], rows[:, 4:]
+
+
+def detection_layout(output: NDArray[Any]) -> DetectionLayout | None:
+    """Recognise [1, boxes, 4 + scores] and [1, 4 + scores, boxes]: scores within 0..1, coordinates beyond it."""
+    if output.ndim != 3 or output.shape[0] != 1:
+        return None
+    for transposed in (False, True):
+        boxes, columns = (output.shape[2], output.shape[1]) if transposed else (output.shape[1], output.shape[2])
+        if boxes < _LEAST_BOXES or columns < _FEWEST_COLUMNS or boxes < columns:
+            continue
+        layout = DetectionLayout(transposed)
+        coordinates, scores = layout.parts(output)
+        if scores.min() >= 0.0 and scores.max() <= 1.0 and np.abs(coordinates).max() > 1.0:
+            return layout
+    return None
+
+
+def detection_noise(
+    layout: DetectionLayout, original: NDArray[Any], candidate: NDArray[Any]
+) -> dict[str, tuple[float, float]]:
+    """(noise, signal) of the scores, and of the coordinates where the original sees something.
+
+    Boxes count by the original's best score, so that thousands of empty boxes neither hide nor make an error.
+    """
+    boxes, scores = layout.parts(original)
+    other_boxes, other_scores = layout.parts(candidate)
+    weight = scores.max(axis=1)
+    weight = weight / max(float(weight.sum()), _TINY)
+    return {
+        "scores": noise_and_signal(scores, other_scores),
+        "boxes": (
+            float((((other_boxes - boxes) ** 2).mean(axis=1) * weight).sum()),
+            float(((boxes**2).mean(axis=1) * weight).sum()),
+        ),
+    }

@@ -1,0 +1,115 @@
+"""Which candidates to make: a pure function of what the model is, what the device can do and what the operator accepts.
+
+Output: recipes in the order they are tried (the most promising first, since the budget may end), and what was left out
+with the reason, so that the report can say why not. Every recipe starts with the clean-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from edgeopt.protocols import Pass
+from edgeopt.records import Policy, Recipe, Scalar, Signature, Step, Target, Techniques, Trial
+
+_FAST_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+"""Instruction sets that multiply int8 without an intermediate int16 that saturates."""
+_FP16_ARITHMETIC = frozenset({"asimdhp", "fphp", "avx512_fp16"})
+_NO_SAMPLES = "no real samples were given, and without them only lossless and fp16 candidates may win"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    recipes: tuple[Recipe, ...]
+    left_out: tuple[Trial, ...]
+
+
+def plan(
+    signature: Signature, target: Target, policy: Policy, *, passes: Mapping[str, Pass], has_samples: bool
+) -> Plan:
+    """Candidates for this model on this device, at most ``policy.search.trials`` of them."""
+    recipes, left_out = [], []
+    for recipe in dict.fromkeys(_wishes(signature, target, policy)):
+        reason = _forbidden(recipe, policy.techniques) or _refusal(
+            recipe, signature, target, passes, has_samples=has_samples
+        )
+        if reason:
+            left_out.append(Trial(recipe=recipe, refused=reason))
+        else:
+            recipes.append(recipe)
+    kept = recipes[: policy.search.trials]
+    left_out += [Trial(recipe=recipe, refused="beyond search.trials") for recipe in recipes[len(kept) :]]
+    return Plan(recipes=tuple(kept), left_out=tuple(left_out))
+
+
+def _wishes(signature: Signature, target: Target, policy: Policy) -> Iterator[Recipe]:
+    """All recipes worth a thought; refusals are sorted out afterwards."""
+    clean: tuple[Step, ...] = (Step.of("tidy"),)
+    if signature.count("BatchNormalization"):
+        clean = (*clean, Step.of("fold_batch_norm"))
+    fused = (*clean, Step.of("fuse_transformer"))
+    yield Recipe(steps=clean)
+    yield Recipe(steps=fused)
+    if policy.goal.objective != "latency":
+        yield Recipe(steps=(*clean, Step.of("cast_fp16", mode="weights")))
+    if _FP16_ARITHMETIC & set(target.features):
+        yield Recipe(steps=(*clean, Step.of("cast_fp16", mode="full")))
+    for step in _integer_steps(signature, target):
+        yield Recipe(steps=(*clean, step))
+        if step.technique == "quantize_dynamic":
+            yield Recipe(steps=(*fused, step))
+
+
+def _integer_steps(signature: Signature, target: Target) -> Iterator[Step]:
+    fast = bool(_FAST_INT8 & set(target.features))
+    convolutions = signature.count("Conv", "ConvTranspose")
+    static = list(_static_steps(target, fast=fast))
+    dynamic = [Step.of("quantize_dynamic", per_channel=True, reduced_range=narrow) for narrow in _ranges(fast=fast)]
+    # a transformer's activations have outliers that a static range cuts; a CNN has no fast dynamic kernels
+    yield from (*static, *dynamic) if convolutions else (*dynamic, *static)
+
+
+def _static_steps(target: Target, *, fast: bool) -> Iterator[Step]:
+    common: dict[str, Scalar] = {
+        "activation": "int8" if target.arch.startswith(("aarch64", "arm")) else "uint8",
+        "per_channel": True,
+    }
+    for narrow in _ranges(fast=fast):
+        yield Step.of("quantize_static", method="mse", bias_correction=True, reduced_range=narrow, **common)
+    for method in ("percentile", "min_max", "entropy", "moving_average"):
+        yield Step.of("quantize_static", method=method, bias_correction=True, reduced_range=not fast, **common)
+
+
+def _ranges(*, fast: bool) -> tuple[bool, ...]:
+    """7-bit weights first where 8-bit ones make the kernel saturate; full range alone where nothing saturates."""
+    return (False,) if fast else (True, False)
+
+
+def _refusal(
+    recipe: Recipe,
+    signature: Signature,
+    target: Target,
+    passes: Mapping[str, Pass],
+    *,
+    has_samples: bool,
+) -> str | None:
+    for step in recipe.steps:
+        own = passes[step.technique]
+        if reason := own.refuse(signature, target):
+            return reason
+        if not has_samples and not own.lossless and step.technique != "cast_fp16":
+            return _NO_SAMPLES
+    return None
+
+
+def _forbidden(recipe: Recipe, techniques: Techniques) -> str | None:
+    wanted = techniques.quantize
+    quantizers = [step.technique for step in recipe.steps if step.technique.startswith("quantize")]
+    if wanted == "auto" or not quantizers:
+        return None
+    if wanted == "off":
+        return "techniques.quantize is off"
+    allowed = (wanted,) if isinstance(wanted, str) else wanted
+    if any(name not in allowed and name.removeprefix("quantize_") not in allowed for name in quantizers):
+        return f"techniques.quantize allows only {', '.join(allowed)}"
+    return None

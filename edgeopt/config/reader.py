@@ -215,6 +215,6 @@ def _error(name: str, lines: tuple[str, ...]) -> ConfigError:
     count = "a mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
     return ConfigError(
         f"{name} has {count}",
-        hint="Correct the lines named; `edgeopt config check FILE` tells them all.",
+        hint="Correct the named lines.",
         mistakes=lines,
     )

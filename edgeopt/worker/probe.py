@@ -101,9 +101,9 @@ def _compiled(model: Path, target: Target) -> Artifact:
 def _signature(model: Path) -> Signature:
     from edgeopt.graph.limits import GraphLimits
     from edgeopt.graph.load import load_checked
-    from edgeopt.stages import ingest
+    from edgeopt.stages.signature import signature_of
 
-    return ingest.signature_of(load_checked(model, limits=GraphLimits()))
+    return signature_of(load_checked(model, limits=GraphLimits()))
 
 
 def _feeds(signature: Signature, data: str | None, work: Path) -> dict[str, Array]:

@@ -89,6 +89,14 @@ def prune(model: ir.Model) -> None:
     common.RemoveUnusedOpsetsPass()(model)
 
 
+def sort_initializers(model: ir.Model) -> None:
+    """Order every graph's initializers by name: libraries reorder them, and equal models must give equal bytes."""
+    for graph in model.graphs():
+        for name in sorted(graph.initializers):
+            value = graph.initializers.pop(name)
+            graph.initializers[name] = value
+
+
 def restore_interface(model: ir.Model, like: ir.Model) -> None:
     """Give ``model``'s inputs and outputs the types and shapes that ``like`` declares.
 

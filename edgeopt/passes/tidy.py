@@ -13,7 +13,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgeopt.errors import PassFailed
-from edgeopt.graph import edit, opset
+from edgeopt.graph import edit, opset, shapes
 from edgeopt.protocols import Evidence, Settings
 from edgeopt.records import Signature, Target
 
@@ -52,6 +52,7 @@ class Tidy:
         # branches that were not taken still hold on to the weights they read; a copy knows only what is reachable
         own = edit.copy(own)
         edit.prune(own)
+        edit.sort_initializers(own)
         edit.restore_interface(own, model)
         edit.strip_marks(own, "pkg.onnxscript")
         return own
@@ -86,7 +87,9 @@ def _optimize(model: ir.Model) -> None:
     try:
         # rewrite rules look at initializers only, so weights in Constant nodes come out first
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        shapes.infer(model)
         optimize_ir(model, num_iterations=_ROUNDS, should_fold=_worth_folding)
+        shapes.settle_reshapes(model)
         common.DeduplicateHashedInitializersPass(size_limit=1 << 40)(model)
     except (PassError, RuntimeError, ValueError) as error:
         raise PassFailed(

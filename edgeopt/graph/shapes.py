@@ -1,0 +1,56 @@
+"""Shapes of intermediate values: infer them, and use them to make Reshape targets constant.
+
+Exporters compute a Reshape's target at run time out of Shape, Gather and Concat, several nodes a Reshape. Where inference
+knows that a dimension is a number, or that it is the very dimension the input has in the same place, a constant target
+with 0 ("copy this one") says the same. That takes dozens of nodes out of a transformer and uncovers the attention pattern.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt.graph import edit, tensors
+from edgeopt.graph.naming import Names
+
+
+def infer(model: ir.Model) -> None:
+    """Fill in the shapes and types of intermediate values as far as onnx's inference knows; never fails on a bad node."""
+    from onnx_ir.passes import common
+
+    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+def settle_reshapes(model: ir.Model) -> int:
+    """Give every Reshape whose target is computed, but known, a constant target; returns how many there were."""
+    names, settled = Names(model), 0
+    for node in edit.nodes(model):
+        if node.op_type != "Reshape" or node.domain not in ("", "ai.onnx") or node.graph is None:
+            continue
+        target = _known_target(node)
+        if target is not None:
+            name = names.fresh(f"{node.outputs[0].name}_shape")
+            node.replace_input_with(1, edit.add_initializer(node.graph, name, np.asarray(target, dtype=np.int64)))
+            settled += 1
+    return settled
+
+
+def _known_target(node: ir.Node) -> list[int] | None:
+    """The target as numbers, with 0 for a copied dimension and at most one -1; None where that cannot say it."""
+    data, made = node.inputs[0], node.outputs[0].shape
+    if data is None or data.shape is None or made is None or tensors.constant(node.inputs[1]) is not None:
+        return None
+    if "allowzero" in node.attributes and node.attributes["allowzero"].as_int():
+        return None
+    target = [_entry(size, data.shape[axis] if axis < data.shape.rank() else None) for axis, size in enumerate(made)]
+    # an empty tensor makes 0 ambiguous, and two unknown dimensions cannot both be left to the runtime
+    if any(size == 0 for size in made) or target.count(-1) > 1:
+        return None
+    return target
+
+
+def _entry(size: int | ir.SymbolicDim, source: int | ir.SymbolicDim | None) -> int:
+    if isinstance(size, int):
+        return size
+    named = size.value is not None and isinstance(source, ir.SymbolicDim) and source.value == size.value
+    return 0 if named else -1

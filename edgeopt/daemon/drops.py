@@ -141,7 +141,7 @@ def _folder_drop(listing: Listing, name: str, inside: list[Found]) -> Drop | Non
         key=lambda child: (PurePosixPath(child).stem != "model", model_format(child) != "onnx", child),
     )
     overfull = name in listing.overfull
-    if not models and not overfull:
+    if not models:
         return None  # a folder still being filled, or one that has nothing to do with models
     several = len(models) > 1 and PurePosixPath(models[0]).stem != "model"
     members = (*(entry.path for entry in inside), name)
@@ -155,7 +155,7 @@ def _folder_drop(listing: Listing, name: str, inside: list[Found]) -> Drop | Non
         name=name,
         path=name,
         folder=True,
-        model=f"{name}/{models[0]}" if models else None,
+        model=f"{name}/{models[0]}",
         job_file=child("job.yaml", "job.yml"),
         calibration=child("calibration.npz", "calibration"),
         eval=child("eval.npz", "eval"),

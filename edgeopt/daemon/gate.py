@@ -12,7 +12,7 @@ import re
 from typing import NoReturn
 
 from edgeopt.daemon.gate_zip import member_names
-from edgeopt.daemon.names import escaped
+from edgeopt.daemon.names import escaped, is_waiting
 from edgeopt.errors import (
     BadData,
     EmptyFile,
@@ -26,7 +26,7 @@ from edgeopt.errors import (
 _HEAD_BYTES = 512
 _TAR_MAGIC_AT = 257
 MAX_LOCATION_BYTES = 1024
-MAX_LOCATION_PARTS = 8
+MAX_LOCATION_PARTS = 4
 
 _PICKLE_HINT = "Export the model as ONNX: a pickle runs code when it is opened, so edgeopt never opens one."
 _CONVERT_HINT = "Convert the model to ONNX and drop the .onnx file."
@@ -155,6 +155,7 @@ def plain_location(location: str) -> str:
         "holds an empty or '.' part": "" in parts or "." in parts,
         "holds a backslash, a colon or a star": any(character in plain for character in "\\:*"),
         "holds a control character": any(ord(character) < 0x20 or ord(character) == 0x7F for character in plain),
+        "lies in a folder whose name says that it is unfinished": any(is_waiting(part) for part in parts[:-1]),
         f"is longer than {MAX_LOCATION_BYTES} bytes": len(os.fsencode(plain)) > MAX_LOCATION_BYTES,
         f"has more than {MAX_LOCATION_PARTS} parts": len(parts) > MAX_LOCATION_PARTS,
     }

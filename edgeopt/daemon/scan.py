@@ -97,7 +97,7 @@ def _inside(inbox: Path, folder: str) -> tuple[list[Found], bool]:
         except OSError:
             continue  # gone, replaced by a file, or not ours to read: the next scan or intake will tell
         if len(entries) > room:
-            return found, False
+            return found + entries[:room], False
         found.extend(entries)
         folders = [entry.path for entry in entries if entry.kind == "dir"]
         if folders and depth >= DROP_DEPTH:

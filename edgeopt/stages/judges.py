@@ -86,12 +86,17 @@ def flip_risk(margins: Floats, margin_changes: Floats) -> Floats:
 
 def cosine_drop(original: NDArray[Any], candidate: NDArray[Any]) -> float:
     """1 - cosine between the vectors on the last axis, averaged; two zero vectors are equal."""
-    first = np.asarray(original, dtype=np.float64).reshape(-1, original.shape[-1] if original.ndim else 1)
-    second = np.asarray(candidate, dtype=np.float64).reshape(first.shape)
-    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    both_zero = (np.abs(first).max(axis=1) == 0) & (np.abs(second).max(axis=1) == 0)
-    cosines = np.where(both_zero, 1.0, (first * second).sum(axis=1) / np.maximum(lengths, _TINY))
-    return float(np.mean(1.0 - cosines))
+    first, second = _unit_rows(original), _unit_rows(candidate)
+    both_zero = ~first.any(axis=1) & ~second.any(axis=1)
+    return float(np.mean(np.where(both_zero, 0.0, 1.0 - (first * second).sum(axis=1))))
+
+
+def _unit_rows(array: NDArray[Any]) -> Floats:
+    """Vectors on the last axis at length 1; zero vectors stay zero. Scaled first: squares of tiny values vanish."""
+    rows = np.asarray(array, dtype=np.float64).reshape(-1, array.shape[-1] if array.ndim else 1)
+    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0.0)
+    rows = np.divide(rows, largest, out=np.zeros_like(rows), where=largest > 0)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _TINY))
 
 
 def noise_and_signal(original: NDArray[Any], candidate: NDArray[Any]) -> tuple[float, float]:

@@ -1,0 +1,121 @@
+"""The first stage: a staged job folder becomes a checked model, its signature, the job's policy and its samples.
+
+Runs in the sandboxed worker, since everything here comes from whoever may write into the inbox. What cannot be used is
+an :class:`~edgeopt.errors.InputError` with all that is wrong; what can, goes to ``plan``. docs/intake.md lists the
+checks and what each guards against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from edgeopt.calibrate import samples
+from edgeopt.calibrate.samples import SampleSet
+from edgeopt.config import reader
+from edgeopt.errors import BadJobFile, ConfigError, InputError
+from edgeopt.graph import infer
+from edgeopt.graph.limits import GraphLimits
+from edgeopt.graph.load import load_checked
+from edgeopt.layout import JobFolder
+from edgeopt.records import JobOrder, Policy, Signature
+from edgeopt.stages.signature import dimensions, signature_of
+
+if TYPE_CHECKING:
+    from edgeopt.protocols import Model
+
+__all__ = ["Ingested", "load", "signature_of"]
+
+_JOB_FILE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingested:
+    """All that a drop says, checked."""
+
+    path: Path
+    """The model file as it was dropped."""
+    model: Model
+    signature: Signature
+    policy: Policy
+    """The configuration's, with the drop's job.yaml laid over it."""
+    calibration: SampleSet | None = None
+    eval: SampleSet | None = None
+    notes: tuple[str, ...] = ()
+    """Sentences for the operator: shapes that are not known, labels that are of no use."""
+
+
+def load(folder: JobFolder, order: JobOrder) -> Ingested:
+    """Read and check everything in the job's ``input/``; uses ``work/`` for samples that must be unpacked."""
+    policy = _policy(folder, order)
+    path = folder.input / order.files.model
+    given = GraphLimits(model_bytes=order.limits.model_bytes)
+    model = load_checked(path, limits=given)
+    _apply_shape_hints(model, policy)
+    unknown_shapes = infer.infer_shapes(model, timeout_s=given.inference_s)
+    signature = signature_of(model, format=order.source.format)
+    calibration = _samples(folder, order.files.calibration, "calibration", signature, policy)
+    judging = _samples(folder, order.files.eval, "eval", signature, policy)
+    sets = [each for each in (calibration, judging) if each is not None]
+    return Ingested(
+        path=path,
+        model=model,
+        signature=signature,
+        policy=policy,
+        calibration=calibration,
+        eval=judging,
+        notes=(*([unknown_shapes] if unknown_shapes else []), *(note for each in sets for note in each.notes)),
+    )
+
+
+def _policy(folder: JobFolder, order: JobOrder) -> Policy:
+    if order.files.job_file is None:
+        return order.policy
+    with (folder.input / order.files.job_file).open("rb") as file:
+        text = file.read(_JOB_FILE_BYTES)
+    try:
+        return reader.overlay_job(order.policy, text)
+    except ConfigError as error:
+        listed = "; ".join(error.mistakes) or error.message
+        raise BadJobFile(f"the job file has mistakes: {listed}", hint=error.hint) from error
+
+
+def _apply_shape_hints(model: Model, policy: Policy) -> None:
+    """Check ``inputs.NAME.shape`` against the model, and take it over where the model gives no rank at all."""
+    inputs = {value.name: value for value in model.graph.inputs if value.name not in model.graph.initializers}
+    mistakes = [f"inputs.{name} is not an input of the model" for name, _ in policy.inputs if name not in inputs]
+    for name, hint in policy.inputs:
+        value = inputs.get(name)
+        if value is None or hint.shape is None:
+            continue
+        if value.shape is None:
+            value.shape = ir.Shape(hint.shape)
+            continue
+        declared = dimensions(value.shape)
+        same_rank = len(declared) == len(hint.shape)
+        pairs = zip(declared, hint.shape, strict=True) if same_rank else ()
+        if not same_rank or any(
+            isinstance(dim, int) and isinstance(hinted, int) and dim != hinted for dim, hinted in pairs
+        ):
+            mistakes.append(f"inputs.{name}.shape is {list(hint.shape)}, but the model says {list(declared)}")
+    if mistakes:
+        raise BadJobFile(
+            f"the job file has mistakes: {'; '.join(mistakes)}",
+            hint=f"Use the model's inputs: {', '.join(map(str, inputs))}.",
+        )
+
+
+def _samples(folder: JobFolder, file: str | None, kind: str, signature: Signature, policy: Policy) -> SampleSet | None:
+    if file is None:
+        return None
+    try:
+        return samples.open_samples(
+            folder.input / file, signature, unpack_to=folder.work / "samples" / kind, hints=policy.inputs
+        )
+    except InputError as error:
+        error.args = (f"{kind} data: {error.message}",)
+        error.message = error.args[0]
+        raise

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgeopt.records import Policy, Search, Signature, Target, Techniques, TensorSpec
+from edgeopt.stages import planner
+
+TARGET = Target(name="cpu", device="x", arch="x86_64", features=("avx2",), threads=2, memory_bytes=1 << 30)
+SPEC = TensorSpec(name="x", dtype="float32", shape=(1, 3, 8, 8))
+CNN = Signature(
+    format="onnx", opset=17, inputs=(SPEC,), outputs=(SPEC,), operators=(("BatchNormalization", 2), ("Conv", 3))
+)
+
+
+class OpenPass:
+    """A pass that refuses nothing."""
+
+    def __init__(self, name: str, *, lossless: bool = False) -> None:
+        self.name, self.lossless, self.needs_data = name, lossless, False
+
+    def refuse(self, signature, target):
+        return None
+
+    def apply(self, model, settings, evidence):
+        raise AssertionError("planning applies nothing")
+
+
+PASSES = {
+    name: OpenPass(name, lossless=name in ("tidy", "fold_batch_norm", "fuse_transformer"))
+    for name in ("tidy", "fold_batch_norm", "fuse_transformer", "cast_fp16", "quantize_dynamic", "quantize_static")
+}
+
+
+def _plan(signature=CNN, target=TARGET, policy=Policy(), *, has_samples=True, passes=PASSES):  # noqa: B008
+    return planner.plan(signature, target, policy, passes=passes, has_samples=has_samples)
+
+
+def _techniques(plan) -> set[str]:
+    return {step.technique for recipe in plan.recipes for step in recipe.steps}
+
+
+def test_every_recipe_starts_with_the_clean_up() -> None:
+    assert all(recipe.steps[0].technique == "tidy" for recipe in _plan().recipes)
+
+
+def test_without_samples_only_lossless_and_fp16_candidates_are_made() -> None:
+    plan = _plan(has_samples=False, target=replace(TARGET, features=("asimdhp",)))
+    assert _techniques(plan) <= {"tidy", "fold_batch_norm", "fuse_transformer", "cast_fp16"}
+    assert any("no real samples" in str(trial.refused) for trial in plan.left_out)
+
+
+def test_cpu_with_saturating_kernels_tries_seven_bit_weights_first() -> None:
+    static = [
+        dict(recipe.steps[-1].settings) for recipe in _plan().recipes if recipe.steps[-1].technique == "quantize_static"
+    ]
+    assert static[0]["reduced_range"] is True
+    assert any(settings["reduced_range"] is False for settings in static)
+
+
+def test_cpu_with_dot_products_keeps_eight_bits() -> None:
+    plan = _plan(target=replace(TARGET, features=("avx512_vnni",)))
+    assert not any(dict(step.settings).get("reduced_range") for recipe in plan.recipes for step in recipe.steps)
+
+
+def test_arm_gets_signed_activations() -> None:
+    plan = _plan(target=replace(TARGET, name="arm", arch="aarch64", features=("asimddp",)))
+    static = [step for recipe in plan.recipes for step in recipe.steps if step.technique == "quantize_static"]
+    assert {dict(step.settings)["activation"] for step in static} == {"int8"}
+
+
+def test_quantization_can_be_switched_off_or_narrowed() -> None:
+    off = _plan(policy=Policy(techniques=Techniques(quantize="off")))
+    assert not any(name.startswith("quantize") for name in _techniques(off))
+    narrow = _plan(policy=Policy(techniques=Techniques(quantize=("dynamic",))))
+    assert "quantize_dynamic" in _techniques(narrow)
+    assert "quantize_static" not in _techniques(narrow)
+
+
+def test_what_a_pass_refuses_is_left_out_with_its_reason() -> None:
+    class Shy(OpenPass):
+        def refuse(self, signature, target):
+            return "there is no attention in this model"
+
+    plan = _plan(passes={**PASSES, "fuse_transformer": Shy("fuse_transformer", lossless=True)})
+    assert "fuse_transformer" not in _techniques(plan)
+    assert "there is no attention in this model" in {trial.refused for trial in plan.left_out}
+
+
+def test_number_of_trials_is_capped_and_the_rest_is_named() -> None:
+    plan = _plan(policy=Policy(search=Search(trials=2)))
+    assert len(plan.recipes) == 2
+    assert any(trial.refused == "beyond search.trials" for trial in plan.left_out)

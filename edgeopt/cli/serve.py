@@ -24,7 +24,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM; 0 after an orderly end, 1 where the daemon cannot go on or, with --once, a job failed."""
-    from edgeopt.daemon import app
-
     config = options.load_config(arguments.config)
+    from edgeopt.daemon import app  # after the configuration: its mistakes need none of this
+
     return app.serve(config, once=arguments.once, reload=lambda: options.load_config(arguments.config))

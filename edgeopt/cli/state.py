@@ -55,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
         from edgeopt.cli.explain import run_explain
 
         return run_explain(arguments, config)
+    if arguments.command == "jobs":
+        _check_jobs_arguments(arguments)
     with opened_store(config) as store:
         return _run_status(arguments, config, store) if arguments.command == "status" else _run_jobs(arguments, store)
 
@@ -130,14 +132,19 @@ def _run_status(arguments: argparse.Namespace, config: Config, store: JobStore) 
     return 0
 
 
+def _check_jobs_arguments(arguments: argparse.Namespace) -> None:
+    from edgeopt.daemon.jobs import STATES
+
+    if arguments.state not in (None, *STATES):
+        raise UsageError(f"there is no state {arguments.state!r:.40}", hint=f"Use one of {', '.join(STATES)}.")
+    if arguments.limit < 1:
+        raise UsageError(f"--limit is {arguments.limit}, not 1 or more", hint="Give a positive number.")
+
+
 def _run_jobs(arguments: argparse.Namespace, store: JobStore) -> int:
     from edgeopt.daemon.jobs import STATES
 
     wanted = [state for state in STATES if arguments.state in (None, state)]
-    if not wanted:
-        raise UsageError(f"there is no state {arguments.state!r:.40}", hint=f"Use one of {', '.join(STATES)}.")
-    if arguments.limit < 1:
-        raise UsageError(f"--limit is {arguments.limit}, not 1 or more", hint="Give a positive number.")
     jobs = store.jobs(states=wanted, limit=arguments.limit)
     if arguments.json:
         options.print_json([job_document(job) for job in jobs])

@@ -46,11 +46,7 @@ class QdqWriter:
         dequantize.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         for node in (quantize, dequantize):
             node.outputs[0].shape = value.shape.copy() if value.shape is not None else None
-        producer = value.producer()
-        if producer is not None:
-            self._graph.insert_after(producer, (quantize, dequantize))
-        else:
-            self._graph.insert_before(self._graph[0], (quantize, dequantize))
+        self._behind(value, quantize, dequantize)
         for use in uses:
             use.node.replace_input_with(use.idx, dequantize.outputs[0])
 
@@ -70,6 +66,48 @@ class QdqWriter:
         node.outputs[0].shape = ir.Shape(codes.shape)
         self._graph.insert_before(reader, node)
         return node.outputs[0]
+
+    def dynamic_quantize(self, value: ir.Value, base: str) -> list[ir.Value]:
+        """Codes, scale and zero point of ``value``, computed at run time; opset 11."""
+        node = ir.Node("", "DynamicQuantizeLinear", [value], num_outputs=3, name=self._names.fresh(base))
+        types = (ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8)
+        for output, suffix, dtype in zip(node.outputs, ("codes", "scale", "zero_point"), types, strict=True):
+            output.name, output.type = self._names.fresh(f"{base}_{suffix}"), ir.TensorType(dtype)
+        self._behind(value, node)
+        return list(node.outputs)
+
+    def dequantize_behind(self, node: ir.Node, base: str, scale: NDArray[np.float32], zero_point: NDArray[Any]) -> None:
+        """``node`` now yields codes: everybody who read its output reads their real values."""
+        output = node.outputs[0]
+        inputs = [self.constant(f"{base}_scale", scale), self.constant(f"{base}_zero_point", zero_point)]
+        dequantize = self._node("DequantizeLinear", [output, *inputs], f"{base}_dequantized")
+        result = dequantize.outputs[0]
+        result.type, result.shape = output.type, output.shape.copy() if output.shape is not None else None
+        edit.replace_value(output, result)
+        dequantize.replace_input_with(0, output)
+        output.type = ir.TensorType(ir.DataType.from_numpy(zero_point.dtype))
+        self._graph.insert_after(node, dequantize)
+
+    def before(self, anchor: ir.Node, operator: str, inputs: list[ir.Value], base: str, **attributes: int) -> ir.Value:
+        """The output of a new float operator in front of ``anchor``."""
+        node = self._node(operator, inputs, f"{base}_{operator}")
+        for name, value in attributes.items():
+            node.attributes[name] = ir.AttrInt64(name, value)
+        self._graph.insert_before(anchor, node)
+        return node.outputs[0]
+
+    def insert(self, anchor: ir.Node, node: ir.Node) -> None:
+        """Put a ready node in front of ``anchor`` and name its outputs."""
+        for index, output in enumerate(node.outputs):
+            output.name = self._names.fresh(f"{node.name}_{index}")
+        self._graph.insert_before(anchor, node)
+
+    def _behind(self, value: ir.Value, *nodes: ir.Node) -> None:
+        producer = value.producer()
+        if producer is not None:
+            self._graph.insert_after(producer, nodes)
+        else:
+            self._graph.insert_before(self._graph[0], nodes)
 
     def _node(self, operator: str, inputs: list[ir.Value], base: str) -> ir.Node:
         name = self._names.fresh(base)

@@ -17,9 +17,8 @@ Settings (all optional):
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -28,8 +27,9 @@ from numpy.typing import NDArray
 from edgeopt.calibrate import bias as bias_correction
 from edgeopt.calibrate import qparams
 from edgeopt.calibrate.collect import Observation, collect
-from edgeopt.calibrate.qparams import QParams
+from edgeopt.calibrate.qparams import DtypeName, QParams
 from edgeopt.calibrate.ranges import METHODS, range_of
+from edgeopt.calibrate.scheme import read_names, read_settings
 from edgeopt.errors import PassFailed
 from edgeopt.graph import edit, quantizable, tensors
 from edgeopt.graph.qdq import QdqWriter
@@ -49,34 +49,18 @@ class Scheme:
     """The settings, checked."""
 
     method: str = "min_max"
-    activation: Literal["int8", "uint8"] = "uint8"
-    weight: Literal["int8", "uint8"] = "int8"
+    activation: DtypeName = "uint8"
+    weight: DtypeName = "int8"
     per_channel: bool = True
     reduced_range: bool = False
     symmetric: bool = False
     bias_correction: bool = False
-    skip: tuple[str, ...] = ()
+    skip: str = "[]"
 
-    @staticmethod
-    def of(settings: Settings) -> Scheme:
-        """Raises :class:`~edgeopt.errors.PassFailed` for an unknown setting, or a combination without kernels."""
-        known = {field.name for field in fields(Scheme)}
-        if unknown := sorted(set(settings) - known):
-            raise PassFailed(f"quantize_static has no settings {unknown}", hint=f"Use {', '.join(sorted(known))}.")
-        values: dict[str, Any] = dict(settings)
-        values["skip"] = _names(values.get("skip", "[]"))
-        scheme = Scheme(**values)
-        scheme._check()
-        return scheme
-
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises :class:`~edgeopt.errors.PassFailed` for what has no kernels."""
         if self.method not in METHODS:
             raise PassFailed(f"{self.method!r} is no calibration method", hint=f"Use one of {', '.join(METHODS)}.")
-        if self.activation not in ("int8", "uint8") or self.weight not in ("int8", "uint8"):
-            raise PassFailed(
-                f"activation {self.activation!r} with weight {self.weight!r} is no 8-bit scheme",
-                hint="Use int8 or uint8 for both.",
-            )
         if self.weight == "uint8" and (self.per_channel or self.activation == "int8"):
             raise PassFailed(
                 "uint8 weights have an integer kernel only per tensor and with uint8 activations",
@@ -101,13 +85,15 @@ class QuantizeStatic:
 
     def apply(self, model: Model, settings: Settings, evidence: Evidence) -> Model:
         """The quantized model; raises :class:`~edgeopt.errors.PassFailed` where nothing can be quantized."""
-        scheme = Scheme.of(settings)
+        scheme = read_settings(Scheme, settings, technique=self.name)
+        scheme.check()
+        skip = read_names(scheme.skip)
         _check_opset(model, scheme)
         quantized = edit.copy(model)
-        placement = quantizable.place(quantized.graph, skip=scheme.skip)
+        placement = quantizable.place(quantized.graph, skip=skip)
         if not placement.layers:
             raise PassFailed(
-                f"no Conv, Gemm or MatMul with a constant float32 weight is left to quantize ({len(scheme.skip)} skipped)",
+                f"no Conv, Gemm or MatMul with a constant float32 weight is left to quantize ({len(skip)} skipped)",
                 hint="Leave this technique out for this model.",
             )
         observations = observe(model, evidence)
@@ -221,13 +207,3 @@ def _check_opset(model: Model, scheme: Scheme) -> None:
             f"opset {opset} is older than {_PER_CHANNEL_OPSET}, the first with per-channel DequantizeLinear",
             hint="Run tidy first, which raises the opset, or export the model again with opset_version=17.",
         )
-
-
-def _names(text: object) -> tuple[str, ...]:
-    try:
-        names = json.loads(cast("str", text))
-    except (TypeError, ValueError) as error:
-        raise PassFailed(f"skip is {text!r:.80}, not JSON", hint='Give a JSON list such as ["conv1"].') from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise PassFailed(f"skip is {text!r:.80}, not a list of names", hint='Give a JSON list such as ["conv1"].')
-    return tuple(names)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from edgeopt.calibrate import samples
 from edgeopt.calibrate.samples import SampleSet
 from edgeopt.config import reader
-from edgeopt.errors import BadJobFile, ConfigError, InputError
+from edgeopt.errors import BadJobFile, ConfigError
 from edgeopt.graph import infer
 from edgeopt.graph.limits import GraphLimits
 from edgeopt.graph.load import load_checked
@@ -111,11 +111,5 @@ def _apply_shape_hints(model: Model, policy: Policy) -> None:
 def _samples(folder: JobFolder, file: str | None, kind: str, signature: Signature, policy: Policy) -> SampleSet | None:
     if file is None:
         return None
-    try:
-        return samples.open_samples(
-            folder.input / file, signature, unpack_to=folder.work / "samples" / kind, hints=policy.inputs
-        )
-    except InputError as error:
-        error.args = (f"{kind} data: {error.message}",)
-        error.message = error.args[0]
-        raise
+    unpack_to = folder.work / "samples" / kind
+    return samples.open_samples(folder.input / file, signature, unpack_to=unpack_to, hints=policy.inputs)

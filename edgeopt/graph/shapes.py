@@ -21,6 +21,26 @@ def infer(model: ir.Model) -> None:
     common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
 
 
+def symbols(model: ir.Model) -> frozenset[str]:
+    """The names of all symbolic dimensions that the model declares anywhere."""
+    shapes = [value.shape for value in _declared(model) if value.shape is not None]
+    return frozenset(
+        size.value for shape in shapes for size in shape if isinstance(size, ir.SymbolicDim) and size.value
+    )
+
+
+def forget_invented(model: ir.Model, known: frozenset[str]) -> None:
+    """Make every symbolic dimension nameless whose name is not in ``known``.
+
+    Inference numbers what it cannot name (``unk__7``); such a name hides that a dimension is the batch after all once
+    folding has removed what stood in between, and it would differ from run to run.
+    """
+    for value in _declared(model):
+        if value.shape is not None:
+            kept = [size if isinstance(size, int) or size.value in known else None for size in value.shape]
+            value.shape = ir.Shape(kept)
+
+
 def settle_reshapes(model: ir.Model) -> int:
     """Give every Reshape whose target is computed, but known, a constant target; returns how many there were."""
     names, settled = Names(model), 0
@@ -30,6 +50,7 @@ def settle_reshapes(model: ir.Model) -> int:
         target = _known_target(node)
         if target is not None:
             name = names.fresh(f"{node.outputs[0].name}_shape")
+            node.attributes.pop("allowzero", None)
             node.replace_input_with(1, edit.add_initializer(node.graph, name, np.asarray(target, dtype=np.int64)))
             settled += 1
     return settled
@@ -39,8 +60,6 @@ def _known_target(node: ir.Node) -> list[int] | None:
     """The target as numbers, with 0 for a copied dimension and at most one -1; None where that cannot say it."""
     data, made = node.inputs[0], node.outputs[0].shape
     if data is None or data.shape is None or made is None or tensors.constant(node.inputs[1]) is not None:
-        return None
-    if "allowzero" in node.attributes and node.attributes["allowzero"].as_int():
         return None
     target = [_entry(size, data.shape[axis] if axis < data.shape.rank() else None) for axis, size in enumerate(made)]
     # an empty tensor makes 0 ambiguous, and two unknown dimensions cannot both be left to the runtime
@@ -54,3 +73,8 @@ def _entry(size: int | ir.SymbolicDim, source: int | ir.SymbolicDim | None) -> i
         return size
     named = size.value is not None and isinstance(source, ir.SymbolicDim) and source.value == size.value
     return 0 if named else -1
+
+
+def _declared(model: ir.Model) -> list[ir.Value]:
+    inner = [value for node in edit.nodes(model) for value in node.outputs]
+    return [*(value for graph in model.graphs() for value in graph.inputs), *inner]

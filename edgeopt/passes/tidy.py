@@ -84,12 +84,17 @@ def _optimize(model: ir.Model) -> None:
     from onnx_ir.passes import PassError, common
     from onnxscript.optimizer import optimize_ir
 
+    named = shapes.symbols(model)
     try:
         # rewrite rules look at initializers only, so weights in Constant nodes come out first
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         shapes.infer(model)
         optimize_ir(model, num_iterations=_ROUNDS, should_fold=_worth_folding)
-        shapes.settle_reshapes(model)
+        shapes.forget_invented(model, named)
+        shapes.infer(model)
+        if shapes.settle_reshapes(model):
+            shapes.infer(model)
+        shapes.forget_invented(model, named)
         common.DeduplicateHashedInitializersPass(size_limit=1 << 40)(model)
     except (PassError, RuntimeError, ValueError) as error:
         raise PassFailed(

@@ -34,10 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from edgeopt.config import reader
+    from edgeopt.config import pending, reader
 
     try:
-        reader.load(arguments.file)
+        notes = pending.without_effect(reader.load(arguments.file))
     except ConfigError as error:
         if arguments.json:
             options.print_json(
@@ -45,9 +45,11 @@ def _check(arguments: argparse.Namespace) -> int:
             )
         raise
     if arguments.json:
-        options.print_json({"file": str(arguments.file), "ok": True, "mistakes": []})
+        options.print_json({"file": str(arguments.file), "ok": True, "mistakes": [], "notes": notes})
     else:
         print(f"{arguments.file} is in order")
+        for note in notes:
+            print(f"  note: {note}")
     return 0
 
 

@@ -66,6 +66,9 @@ def loads(
             config = replace(config, **{key: folder})
     _check_folders(config, mistakes)
     _check_tls(config, mistakes)
+    if config.intake.require_signature:
+        # passing it over would let unsigned drops in, which is what the key is there to prevent
+        mistakes.found.append((0, "intake.require_signature is true, and this version cannot check signatures yet"))
     _raise_if_any(mistakes, name)
     return config
 

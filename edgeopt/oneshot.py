@@ -21,7 +21,6 @@ from edgeopt.errors import (
     JobCancelled,
     OutOfMemory,
     UsageError,
-    WorkerCrashed,
 )
 from edgeopt.layout import MANIFEST_FILE, JobFolder, cache_folder
 from edgeopt.records import Event, Goal, Policy, Recipe, Search, TargetRequest, WorkerLimits
@@ -171,8 +170,8 @@ def error_of(outcome: Outcome) -> EdgeoptError:
         return OutOfMemory(outcome.message, hint=outcome.hint)
     kind = _class_of(outcome.code)
     message = outcome.message
-    if issubclass(kind, WorkerCrashed) and outcome.tail:
-        message = f"{message}; it last said: {outcome.tail.strip().splitlines()[-1]}"
+    if outcome.kind == "crashed" and outcome.tail:
+        message = f"{message}; it last said: {outcome.tail.rpartition('|')[2].strip()}"
     return kind(message, hint=outcome.hint)
 
 

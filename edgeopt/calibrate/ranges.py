@@ -173,6 +173,8 @@ def _rounding_error(values: NDArray[np.float64], covered: Range, levels: int) ->
 def _divergence(counts: NDArray[np.float64], size: int, levels: int) -> float:
     """KL divergence of the first ``size`` bins, outliers in the last one, from the same bins in ``levels`` steps."""
     kept = counts[:size]
+    if not kept.any():
+        return float("inf")
     clipped = kept.copy()
     clipped[-1] += counts[size:].sum()
     starts = np.arange(levels) * size // levels

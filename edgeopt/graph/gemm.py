@@ -6,22 +6,24 @@ a MatMul that was quantized alone then becomes a float Gemm with pairs around it
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph import edit, tensors
+from edgeopt.graph.qdq import QdqWriter
 
-_SAME_RANK = ("Relu", "Clip", "LeakyRelu", "Elu", "Tanh", "Sigmoid", "Softmax", "LogSoftmax", "Identity", "Gelu", "Gemm")
+_SAME_RANK = ("Cast", "Relu", "Clip", "LeakyRelu", "Elu", "Tanh", "Sigmoid", "Softmax", "Identity", "Gelu", "Gemm")
 
 
 def fuse_gemm(model: ir.Model) -> int:
     """Turn every ``Add(MatMul(x, w), b)`` with a matrix x and constant w and b into a Gemm, in place; says how many."""
     matrices = {value for value in model.graph.inputs if _is_matrix(value)}
-    fused = 0
+    writer, fused = QdqWriter(model), 0
     for node in list(model.graph):
         if node.domain not in ("", "ai.onnx") or not node.inputs:
             continue
         if node.op_type == "MatMul" and node.inputs[0] in matrices and (adder := _bias_adder(node)) is not None:
-            matrices.add(_replace(node, *adder))
+            matrices.add(_replace(writer, node, *adder))
             fused += 1
         elif node.op_type in _SAME_RANK and node.inputs[0] in matrices:
             matrices.add(node.outputs[0])
@@ -43,13 +45,17 @@ def _bias_adder(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
         return None
     bias = adder.inputs[1 - uses[0].idx]
     tensor = tensors.constant(bias)
-    if bias is None or tensor is None or tuple(tensor.shape) != (weight.shape[1],) or weight.shape[1] == 1:
+    # One output only: a bias of one element could as well be a scalar that is meant to broadcast.
+    if bias is None or tensor is None or tensor.size != weight.shape[1] or tensor.size == 1:
         return None
-    return adder, bias
+    return (adder, bias) if tuple(tensor.shape) in ((tensor.size,), (1, tensor.size)) else None
 
 
-def _replace(node: ir.Node, adder: ir.Node, bias: ir.Value) -> ir.Value:
+def _replace(writer: QdqWriter, node: ir.Node, adder: ir.Node, bias: ir.Value) -> ir.Value:
     old = adder.outputs[0]
+    values = np.asarray(tensors.array(bias))
+    if values.ndim != 1:
+        bias = writer.constant(f"{bias.name}_row", values.reshape(-1))
     gemm = ir.Node("", "Gemm", [*node.inputs, bias], name=node.name)
     new = gemm.outputs[0]
     new.name, new.type, new.shape = f"{old.name}_gemm", old.type, old.shape

@@ -32,6 +32,7 @@ from edgeopt.calibrate.ranges import METHODS, range_of
 from edgeopt.calibrate.scheme import read_names, read_settings
 from edgeopt.errors import PassFailed
 from edgeopt.graph import edit, quantizable, tensors
+from edgeopt.graph.gemm import fuse_gemm
 from edgeopt.graph.qdq import QdqWriter
 from edgeopt.graph.quantizable import Layer, Placement
 from edgeopt.protocols import Evidence, Settings
@@ -90,13 +91,14 @@ class QuantizeStatic:
         skip = read_names(scheme.skip)
         _check_opset(model, scheme)
         quantized = edit.copy(model)
+        fuse_gemm(quantized)
         placement = quantizable.place(quantized.graph, skip=skip)
         if not placement.layers:
             raise PassFailed(
                 f"no Conv, Gemm or MatMul with a constant float32 weight is left to quantize ({len(skip)} skipped)",
                 hint="Leave this technique out for this model.",
             )
-        observations = observe(model, evidence)
+        observations = observe(quantized, evidence)
         _Quantizer(quantized, placement, scheme, observations).write()
         edit.prune(quantized)
         return quantized

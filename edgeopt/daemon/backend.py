@@ -9,30 +9,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-_REMOTE = frozenset(
-    [
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "ncpfs",
-        "9p",
-        "afs",
-        "ceph",
-        "glusterfs",
-        "lustre",
-        "gfs2",
-        "ocfs2",
-        "beegfs",
-        "gpfs",
-        "virtiofs",
-        "vboxsf",
-        "vmhgfs",
-        "prl_fs",
-        "fuse",
-    ]
-)
+# fmt: off
+_REMOTE = frozenset({
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "9p", "afs", "ceph", "glusterfs", "lustre", "gfs2", "ocfs2", "beegfs",
+    "gpfs", "virtiofs", "vboxsf", "vmhgfs", "prl_fs", "fuse",
+})
+# fmt: on
 _OCTAL = re.compile(r"\\([0-7]{3})")
 MOUNTS = Path("/proc/self/mounts")
 

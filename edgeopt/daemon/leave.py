@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import PurePosixPath
 
+from edgeopt.daemon import companions
 from edgeopt.daemon.drops import Drop, full_path
 from edgeopt.daemon.names import escaped
 from edgeopt.daemon.scan import Stamp, describe
@@ -20,13 +21,16 @@ from edgeopt.daemon.storage import storage_errors
 def remove_drop(drop: Drop, stamps: Mapping[str, Stamp]) -> tuple[str, ...]:
     """Remove the files of ``stamps`` (``Staged.stamps``) and the folders that this empties; what stayed is returned.
 
-    Never the inbox itself, never a file that looks different now. Raises
+    Never the inbox itself, never a file that looks different now, no data file that another model there needs. Raises
     :class:`~edgeopt.errors.StorageFault` where the file system refuses.
     """
     stayed = []
+    if drop.trusted:
+        return ()
+    shared = companions.shared_data(drop)
     with storage_errors(f"removing {escaped(drop.path)} from the inbox"):
         for path, stamp in stamps.items():
-            if not drop.trusted and not _remove(drop, path, stamp):
+            if path in shared or not _remove(drop, path, stamp):
                 stayed.append(path)
         for folder in sorted(_folders(drop, stamps), key=lambda path: path.count("/"), reverse=True):
             with suppress(OSError):  # not empty, not a folder, or gone: all of these mean that it stays
@@ -47,8 +51,6 @@ def _remove(drop: Drop, path: str, stamp: Stamp) -> bool:
 
 def _folders(drop: Drop, stamps: Mapping[str, Stamp]) -> set[str]:
     """Every folder that may be empty now; the inbox is none of them."""
-    if drop.trusted:
-        return set()
     parents = {str(parent) for path in stamps for parent in PurePosixPath(path).parents}
     inside = {member for member in drop.members if drop.folder and member not in stamps}
     return (parents | inside) - {".", "", "/"}

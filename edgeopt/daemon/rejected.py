@@ -13,12 +13,13 @@ import os
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeopt.daemon import gate, protowalk, take
+from edgeopt.daemon import companions
 from edgeopt.daemon.drops import Drop, full_path
-from edgeopt.daemon.names import escaped, model_format
+from edgeopt.daemon.names import escaped
 from edgeopt.daemon.scan import describe
 from edgeopt.daemon.storage import fsync_folder, remove_tree, storage_errors, write_file
 from edgeopt.errors import EdgeoptError
@@ -80,18 +81,10 @@ def recover_rejected(rejected_root: Path) -> list[Path]:
 
 
 def _leaving(drop: Drop) -> list[str]:
-    """The drop's entries, and the data files that a refused model file names beside itself."""
-    entries = list(drop.entries)
-    if drop.folder or drop.model is None or drop.trusted:
-        return entries
-    try:
-        with take.open_regular(drop, drop.model) as opened:
-            references = protowalk.walk(opened.fd, opened.size_bytes).references
-            named = [gate.plain_location(location) for location, _ in references]
-    except (EdgeoptError, OSError):
-        return entries  # not even that can be read: the sidecars by name are all that is known
-    data = [path for path in named if model_format(path) is None and not path.endswith((".yaml", ".npz"))]
-    return list(dict.fromkeys(entries + data))
+    """The drop's entries and the data files its model names, without those that another model in the inbox needs."""
+    whole = replace(drop, entries=tuple(dict.fromkeys((*drop.entries, *companions.data_of(drop)))))
+    shared = companions.shared_data(whole)
+    return [path for path in whole.entries if path not in shared]
 
 
 def _look(path: Path) -> list[int] | None:

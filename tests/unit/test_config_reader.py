@@ -85,6 +85,7 @@ def test_every_mistake_is_told_at_once_with_its_line() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("intake: {require_signature: true}", "cannot check signatures yet"),
         ("goal: {max_drop: .nan}", "goal.max_drop is .nan, not a number from 0 to 1"),
         ("goal: {max_drop: true}", "goal.max_drop is true, not a number from 0 to 1"),
         ("goal: {max_drop: -0.1}", "not a number from 0 to 1"),

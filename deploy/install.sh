@@ -21,11 +21,14 @@ done
 [ "$(id -u)" = 0 ] || { echo "install.sh: this needs root" >&2; exit 1; }
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "install.sh: python3 is older than 3.11" >&2; exit 1; }
 
+systemctl stop edgeopt.service 2>/dev/null || true  # an upgrade: its job goes back into the queue
+
 echo "1/4 package into $prefix"
 [ -x "$prefix/bin/python" ] || python3 -m venv "$prefix"
 set -- install --quiet --disable-pip-version-check --upgrade
 [ ! -f "$here/constraints.txt" ] || set -- "$@" --constraint "$here/constraints.txt"
 [ -z "$wheels" ] || set -- "$@" --no-index --find-links "$wheels"
+"$prefix/bin/pip" uninstall --quiet --yes edgeopt 2>/dev/null || true  # or pip keeps it where only the version is the same
 "$prefix/bin/pip" "$@" "$package"
 # The service cannot write into its own installation, so the bytecode is made now.
 "$prefix/bin/python" -m compileall -q "$prefix/lib" || true

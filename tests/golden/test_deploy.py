@@ -107,6 +107,12 @@ def test_the_container_copies_only_files_that_exist() -> None:
     assert [part for part in copied if not (ROOT / part).exists()] == []
 
 
+def test_the_container_finds_the_address_that_it_opens() -> None:
+    opened = dict(line for line in dockerfile() if "sed -i" in line[1])["RUN"]
+    assert r"127\.0\.0\.1:9188" in opened
+    assert (DEPLOY / "edgeopt.yaml").read_text().count("127.0.0.1:9188") == 1
+
+
 def test_the_containers_health_check_is_python_that_compiles() -> None:
     command = dict(dockerfile())["HEALTHCHECK"].partition("CMD ")[2]
     compile(yaml.safe_load(command)[2], "healthcheck", "exec")

@@ -56,6 +56,39 @@ def settle_reshapes(model: ir.Model) -> int:
     return settled
 
 
+def read_sizes_from_inputs(model: ir.Model) -> int:
+    """Let every Shape that asks for one named dimension ask a graph input for it; returns how many were moved.
+
+    A Shape on an intermediate value is a second reader of it, and a fusion may only swallow a value with one reader.
+    """
+    homes: dict[str, tuple[ir.Value, int]] = {}
+    for value in edit.required_inputs(model):
+        for axis, size in enumerate(value.shape or ()):
+            if isinstance(size, ir.SymbolicDim) and size.value:
+                homes.setdefault(size.value, (value, axis))
+    moved = 0
+    for node in edit.nodes(model):
+        wanted = _asked_for(node) if node.op_type == "Shape" and node.domain in ("", "ai.onnx") else None
+        if wanted in homes and node.inputs[0] is not homes[wanted][0]:
+            value, axis = homes[wanted]
+            node.replace_input_with(0, value)
+            node.attributes["start"] = ir.AttrInt64("start", axis)
+            node.attributes["end"] = ir.AttrInt64("end", axis + 1)
+            moved += 1
+    return moved
+
+
+def _asked_for(node: ir.Node) -> str | None:
+    """The name of the dimension that a Shape node returns, where it returns exactly one and that has a name."""
+    source = node.inputs[0]
+    if source is None or source.shape is None:
+        return None
+    start = node.attributes["start"].as_int() if "start" in node.attributes else 0
+    end = node.attributes["end"].as_int() if "end" in node.attributes else source.shape.rank()
+    asked = list(source.shape)[start:end]
+    return asked[0].value if len(asked) == 1 and isinstance(asked[0], ir.SymbolicDim) else None
+
+
 def _known_target(node: ir.Node) -> list[int] | None:
     """The target as numbers, with 0 for a copied dimension and at most one -1; None where that cannot say it."""
     data, made = node.inputs[0], node.outputs[0].shape

@@ -93,7 +93,8 @@ def _constants_second(model: ir.Model) -> None:
 
 def _fuse(model: ir.Model) -> ir.Model:
     from onnx_ir.passes import PassError
-    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+    from onnxscript.optimizer import optimize_ir
+    from onnxscript.rewriter.ort_fusions import attention, mha_bias, optimize_for_ort
     from onnxscript.rewriter.rules.fusion import _layer_norm
 
     known = shapes.symbols(model)
@@ -101,6 +102,11 @@ def _fuse(model: ir.Model) -> ir.Model:
         shapes.infer(model)
         _layer_norm.fuse_layer_normalization(model)
         optimize_for_ort(model)
+        # widening a padding mask reads the query's length off the query itself, which kept its bias from being fused
+        if shapes.read_sizes_from_inputs(model):
+            mha_bias.fuse_mha_bias(model)
+            attention.fuse_attention(model)
+            optimize_ir(model)
         shapes.forget_invented(model, known)
     except (PassError, RuntimeError, ValueError, AttributeError, TypeError) as error:
         # the rules look deep into attributes and shapes of what they match, and trip over what they do not expect

@@ -342,6 +342,7 @@ class FakeEvidence:
     def __init__(self, model: ir.Model, *, samples: int = 4, target: Target = TARGET) -> None:
         self.signature, self.target, self.sample_count = signature(model), target, samples
         self._samples = [feeds(model, seed=seed) for seed in range(samples)]
+        self.memo: dict[str, object] = {}
 
     def samples(self) -> Iterator[Arrays]:
         return iter(self._samples)

@@ -141,13 +141,13 @@ def _looks_like_mask(original: Array) -> bool:
 
 # ---------------------------------------------------------------- all samples
 def _conclude(tallies: list[Tally], reference: Reference, goal: Goal, seed: int) -> Quality:
-    findings = [finding for tally in tallies for finding in _findings(tally, goal, seed)]
+    findings = [finding for tally in _judged(tallies) for finding in _findings(tally, goal, seed)]
     if not findings:
         raise BadData(
             f"metric {goal.metric} cannot be measured on the outputs {[form.name for form in reference.forms]}",
             hint="Set goal.metric to auto, or give an eval file with labels.",
         )
-    decisive = max(findings, key=lambda finding: (finding.ci95[1], finding.drop))
+    decisive = _decisive(findings, goal, len(reference.indices))
     return Quality(
         kind=_kind(decisive.metric, reference),
         metric=decisive.metric,
@@ -159,6 +159,12 @@ def _conclude(tallies: list[Tally], reference: Reference, goal: Goal, seed: int)
     )
 
 
+def _judged(tallies: list[Tally]) -> list[Tally]:
+    """The outputs that decide: a class index beside the class scores is their shadow, and states are carried."""
+    scored = any(tally.form.kind == "classes" for tally in tallies)
+    return [tally for tally in tallies if tally.form.kind != "state" and not (scored and tally.form.kind == "discrete")]
+
+
 def _kind(metric: str, reference: Reference) -> QualityKind:
     if reference.synthetic:
         return "synthetic"
@@ -167,23 +173,35 @@ def _kind(metric: str, reference: Reference) -> QualityKind:
 
 def _findings(tally: Tally, goal: Goal, seed: int) -> Iterator[Finding]:
     """What one output says under ``goal.metric``; under ``auto`` the metric that fits its form."""
-    metric = goal.metric if goal.metric != "auto" else _fitting_metric(tally)
-    measured = metric and _MEASURES[metric](tally, seed)
-    if measured:
-        yield Finding(metric=str(metric), output=tally.form.name, **measured)
+    metrics = (goal.metric,) if goal.metric != "auto" else _FITTING[tally.form.kind]
+    for metric in metrics:
+        if measured := _MEASURES[metric](tally, seed):
+            yield Finding(metric=metric, output=tally.form.name, **measured)
 
 
-def _fitting_metric(tally: Tally) -> str:
-    if "right_original" in tally.rows:
-        return "accuracy"
-    return {
-        "classes": "expected_drop",
-        "embedding": "cosine",
-        "detection": "nsr",
-        "dense": "nsr",
-        "discrete": "agreement",
-        "state": "",
-    }[tally.form.kind]
+_FITTING: dict[str, tuple[str, ...]] = {
+    "classes": ("accuracy", "expected_drop"),
+    "embedding": ("cosine",),
+    "detection": ("nsr",),
+    "dense": ("nsr",),
+    "discrete": ("agreement",),
+    "state": (),
+}
+
+
+def _decisive(findings: list[Finding], goal: Goal, samples: int) -> Finding:
+    """The worst finding; with labels accuracy alone, unless they are too few to prove anything.
+
+    Fewer labels than that, all of them right, would leave a bound above ``goal.max_drop``: then the expected drop is
+    what can be proved, and accuracy may only veto by a drop that was seen.
+    """
+    accuracy = next((finding for finding in findings if finding.metric == "accuracy"), None)
+    if accuracy is not None:
+        enough = binomial_interval(0, samples)[1] <= goal.max_drop
+        if enough or goal.metric == "accuracy" or accuracy.drop > goal.max_drop:
+            return accuracy
+        findings = [finding for finding in findings if finding.metric != "accuracy"]
+    return max(findings, key=lambda finding: (finding.ci95[1], finding.drop))
 
 
 def _accuracy(tally: Tally, seed: int) -> dict[str, Any]:
@@ -274,6 +292,7 @@ def _details(tallies: list[Tally]) -> Iterator[tuple[str, float]]:
             yield f"kl{suffix}", float(tally.values("kl").mean())
             yield f"expected_drop{suffix}", float(tally.values("drop").mean())
         if "right_original" in tally.rows:
+            yield f"accuracy{suffix}", float(tally.values("right_candidate").mean())
             yield f"accuracy_original{suffix}", float(tally.values("right_original").mean())
         if "mask_iou" in tally.rows:
             yield f"mask_iou{suffix}", float(tally.values("mask_iou").mean())

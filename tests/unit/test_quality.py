@@ -74,13 +74,28 @@ def test_unlabelled_classes_are_judged_by_expected_drop_and_called_agreement(tmp
     assert dict(found.details)["top1_agreement"] > 0.9
 
 
-def test_labels_turn_the_metric_into_accuracy(tmp_path) -> None:
-    inputs = _inputs()
+def test_enough_labels_turn_the_metric_into_accuracy(tmp_path) -> None:
+    inputs = _inputs(400)
     inputs.labels = (inputs.arrays @ WEIGHTS).argmax(axis=1)
     found = quality.judge(_reference(tmp_path, _classifier, inputs, LOGITS), _noisy(3.0), Goal(), seed=0)
     assert (found.kind, found.metric) == ("accuracy", "accuracy")
     assert found.value == pytest.approx(1.0 - found.drop)
     assert found.drop > 0.05
+
+
+def test_few_labels_leave_the_decision_to_the_expected_drop(tmp_path) -> None:
+    inputs = _inputs(100)
+    inputs.labels = (inputs.arrays @ WEIGHTS).argmax(axis=1)
+    found = quality.judge(_reference(tmp_path, _classifier, inputs, LOGITS), _noisy(0.01), Goal(), seed=0)
+    assert (found.kind, found.metric) == ("agreement", "expected_drop")
+    assert dict(found.details)["accuracy_original"] == 1.0
+
+
+def test_few_labels_still_veto_by_a_drop_that_was_seen(tmp_path) -> None:
+    inputs = _inputs(100)
+    inputs.labels = (inputs.arrays @ WEIGHTS).argmax(axis=1)
+    found = quality.judge(_reference(tmp_path, _classifier, inputs, LOGITS), _noisy(3.0), Goal(), seed=0)
+    assert (found.kind, found.metric) == ("accuracy", "accuracy")
 
 
 def test_zero_flips_on_few_samples_still_leave_a_bound_where_margins_were_eaten(tmp_path) -> None:

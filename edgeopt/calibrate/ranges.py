@@ -153,7 +153,7 @@ METHODS: dict[str, Method] = {
 
 
 def _with_zero(low: float, high: float) -> Range:
-    return Range(min(0.0, low), max(0.0, high))
+    return Range(min(0.0, float(low)), max(0.0, float(high)))
 
 
 def _clipped(stats: TensorStats, low: float, high: float) -> Range:

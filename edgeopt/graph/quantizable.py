@@ -180,7 +180,8 @@ def _carried(
         if layer_name(node) in skip or not _has_integer_kernel(node) or not set(_data_inputs(node)) <= available:
             continue
         outputs = [absorbed(value) if node.op_type in COMPUTING else value for value in node.outputs]
-        if not any(value.is_graph_output() for value in (*outputs, *node.outputs)):
+        # A pair behind an output that nobody reads would be dropped again, and the kernel with it.
+        if all(value.uses() for value in outputs) and not any(v.is_graph_output() for v in (*outputs, *node.outputs)):
             candidates.append((node, outputs))
             available.update(outputs)
     wanted, kept = set(layer_inputs), []

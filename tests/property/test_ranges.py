@@ -1,0 +1,125 @@
+"""Streaming ranges: merging, fixed size, and what every method promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from edgeopt.calibrate.histogram import BINS, Histogram, exponent_of
+from edgeopt.calibrate.ranges import METHODS, Range, TensorStats, range_of
+from edgeopt.errors import PassFailed
+
+values = arrays.arrays(np.float32, st.integers(1, 60), elements=st.floats(-1e8, 1e8, width=32))
+batches = st.lists(values, min_size=1, max_size=6)
+
+
+def stats_of(samples: list[np.ndarray]) -> TensorStats:
+    stats = TensorStats()
+    for sample in samples:
+        stats.add(float(sample.min()), float(sample.max()), sample)
+    return stats
+
+
+@given(batches, batches)
+def test_merging_is_the_same_as_seeing_everything_and_in_any_order(
+    left: list[np.ndarray], right: list[np.ndarray]
+) -> None:
+    together = stats_of(left + right)
+    for merged in (stats_of(left).merge(stats_of(right)), stats_of(right).merge(stats_of(left))):
+        assert (merged.low, merged.high, merged.samples) == (together.low, together.high, together.samples)
+        assert merged.low_sum == pytest.approx(together.low_sum)
+        assert merged.histogram.exponent == together.histogram.exponent
+        # A value on the edge of a bin may fall to either side when the grid was finer before.
+        moved = np.abs(np.cumsum(merged.histogram.counts - together.histogram.counts)).max()
+        assert moved == 0
+
+
+@given(batches)
+def test_the_state_never_grows_and_loses_no_value(samples: list[np.ndarray]) -> None:
+    stats = stats_of(samples)
+    assert stats.histogram.counts.shape == (BINS,)
+    assert stats.histogram.counts.sum() == sum(sample.size for sample in samples)
+
+
+@given(batches, st.sampled_from(sorted(METHODS)))
+def test_a_range_holds_zero_and_nothing_that_was_not_seen(samples: list[np.ndarray], method: str) -> None:
+    found = range_of(stats_of(samples), method)
+    everything = np.concatenate(samples)
+    assert found.low <= 0.0 <= found.high
+    assert found.low >= min(0.0, float(everything.min()))
+    assert found.high <= max(0.0, float(everything.max()))
+
+
+@given(st.floats(1e-30, 1e30))
+def test_a_histograms_limit_is_the_next_power_of_two(magnitude: float) -> None:
+    exponent = exponent_of(magnitude)
+    assert 2.0**exponent >= magnitude
+    assert exponent == -100 or 2.0 ** (exponent - 1) < magnitude
+
+
+@given(values, st.integers(0, 3))
+def test_growing_moves_counts_to_the_bin_that_holds_their_value(sample: np.ndarray, doublings: int) -> None:
+    coarse, direct = Histogram(), Histogram()
+    largest = np.float32(2.0 ** (exponent_of(float(np.abs(sample).max())) + doublings))
+    coarse.add(sample)
+    coarse.add(np.array([largest]))
+    direct.add(np.append(sample, largest))
+    assert (coarse.counts == direct.counts).all()
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_tensor_of_zeros_gives_an_empty_range(method: str) -> None:
+    assert range_of(stats_of([np.zeros(5, np.float32)]), method) == Range(0.0, 0.0)
+
+
+@pytest.mark.parametrize(("method", "limit"), [("percentile", 20.0), ("entropy", 20.0), ("mse", 59.0)])
+def test_one_outlier_among_many_values_is_clipped(method: str, limit: float) -> None:
+    normal = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
+    found = range_of(stats_of([normal, np.array([60.0], np.float32)]), method)
+    assert found.high < limit
+    assert found.high > 2.0
+
+
+def test_percentile_cuts_the_tail_it_names() -> None:
+    found = range_of(stats_of([np.linspace(-1, 1, 100_001).astype(np.float32)]), "percentile")
+    assert found.high == pytest.approx(0.9998, abs=4e-4)
+    assert found.low == pytest.approx(-0.9998, abs=4e-4)
+
+
+def test_mse_finds_the_clip_that_exhaustive_search_finds() -> None:
+    values = np.random.default_rng(1).laplace(size=50_000).astype(np.float32)
+    found = range_of(stats_of([values]), "mse")
+
+    def error(limit: float) -> float:
+        low, high = max(-limit, float(values.min())), min(limit, float(values.max()))
+        step = (high - low) / 255
+        return float(np.mean((np.rint(np.clip(values, low, high) / step) * step - values) ** 2))
+
+    best = min(error(limit) for limit in np.linspace(1.0, float(np.abs(values).max()), 300))
+    assert error(max(-found.low, found.high)) <= best * 1.02
+
+
+def test_entropy_keeps_a_uniform_distribution_whole() -> None:
+    values = np.random.default_rng(2).uniform(-1, 1, 100_000).astype(np.float32)
+    assert range_of(stats_of([values]), "entropy").high > 0.95
+
+
+def test_moving_average_is_less_than_the_extreme_of_one_odd_sample() -> None:
+    samples = [np.array([-1.0, 1.0], np.float32)] * 9 + [np.array([-1.0, 11.0], np.float32)]
+    assert range_of(stats_of(samples), "moving_average") == Range(-1.0, 2.0)
+    assert range_of(stats_of(samples), "min_max") == Range(-1.0, 11.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_refused_by_name(bad: float) -> None:
+    with pytest.raises(PassFailed, match="'relu_3' is not finite"):
+        TensorStats().add(0.0, bad, np.zeros(1, np.float32), name="relu_3")
+
+
+def test_an_unknown_method_names_the_known_ones() -> None:
+    with pytest.raises(PassFailed) as caught:
+        range_of(stats_of([np.ones(1, np.float32)]), "median")
+    assert "entropy" in caught.value.hint

@@ -1,0 +1,106 @@
+"""One pass over the data: what is seen, what is kept, what is remembered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import builders
+import numpy as np
+import onnx_ir as ir
+import pytest
+from builders import FakeEvidence, Net
+
+from edgeopt.calibrate import instrument
+from edgeopt.calibrate.collect import collect, fingerprint
+from edgeopt.errors import PassFailed
+from edgeopt.graph import edit
+
+
+def two_maps() -> ir.Model:
+    net = Net(seed=2)
+    net.op("Conv", "image", net.weight(8, 3, 3, 3), net.weight(8), output="signed", pads=[1, 1, 1, 1])
+    net.op("Relu", "signed", output="positive")
+    pooled = net.op("Flatten", net.op("GlobalAveragePool", "positive"), output="rows")
+    net.op("Gemm", pooled, net.weight(8, 4), output="out")
+    return net.build({"image": [2, 3, 20, 20]}, {"out": [2, 4]})
+
+
+NAMES = ["signed", "positive", "rows"]
+
+
+def test_extremes_and_channel_means_are_those_of_every_value() -> None:
+    model = two_maps()
+    evidence = FakeEvidence(model, samples=5)
+    seen = collect(model, NAMES, evidence, channels={"signed": 1, "positive": 1, "rows": -1})
+    arrays = list(evidence.observe(model, NAMES))
+    for name in NAMES:
+        every = np.stack([sample[name] for sample in arrays])
+        assert seen[name].stats.high == pytest.approx(float(every.max()))
+        assert seen[name].stats.low == pytest.approx(float(every.min()) if name != "positive" else 0.0)
+        axes = (0, 1, 3, 4) if every.ndim == 5 else (0, 1)
+        assert np.allclose(seen[name].mean, every.mean(axis=axes), atol=1e-5)
+
+
+def test_the_sampled_values_have_the_tensors_own_distribution() -> None:
+    model = two_maps()
+    evidence = FakeEvidence(model, samples=8)
+    histogram = collect(model, ["signed"], evidence, channels={})["signed"].stats.histogram
+    every = np.concatenate([sample["signed"].ravel() for sample in evidence.observe(model, ["signed"])])
+    shares = np.cumsum(histogram.counts) / histogram.counts.sum()
+    truth = np.searchsorted(np.sort(every), histogram.centres() + histogram.width / 2) / every.size
+    assert np.abs(shares - truth).max() < 0.02
+
+
+@pytest.mark.parametrize("samples", [3, 40])
+def test_each_sample_adds_a_fixed_number_of_values_and_the_state_stays_the_same_size(samples: int) -> None:
+    model = two_maps()
+    seen = collect(model, NAMES, FakeEvidence(model, samples=samples), channels={})
+    for observation in seen.values():
+        assert observation.stats.samples == samples
+        assert observation.stats.histogram.counts.sum() == samples * instrument.VALUES_PER_SAMPLE
+        assert observation.stats.histogram.counts.nbytes == 65536
+
+
+def test_shapes_may_differ_from_sample_to_sample() -> None:
+    model = builders.depthwise_residual()
+    evidence = FakeEvidence(model, samples=0)
+    evidence._samples = [builders.feeds(model, seed=size, symbols=size) for size in (4, 9, 17)]
+    evidence.sample_count = 3
+    name = str(model.graph[0].outputs[0].name)
+    seen = collect(model, [name], evidence, channels={name: 1})
+    largest = max(float(sample[name].max()) for sample in evidence.observe(model, [name]))
+    assert seen[name].stats.high == pytest.approx(largest)
+
+
+def test_the_second_call_does_not_run_the_model_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = two_maps()
+    evidence = FakeEvidence(model)
+    first = collect(model, NAMES, evidence, channels={})
+
+    def fails(*_: Any) -> Any:
+        raise AssertionError("ran again")
+
+    monkeypatch.setattr(evidence, "observe", fails)
+    assert collect(edit.copy(model), NAMES, evidence, channels={}) is first
+    with pytest.raises(AssertionError):
+        collect(two_maps(), NAMES[:1], evidence, channels={})
+
+
+def test_a_fingerprint_depends_on_weights_nodes_and_constants() -> None:
+    model = two_maps()
+    assert fingerprint(model) == fingerprint(edit.copy(model))
+    changed = edit.copy(model)
+    name, value = next(iter(changed.graph.initializers.items()))
+    value.const_value = ir.tensor(np.asarray(value.const_value) + 1, name=name)
+    assert fingerprint(changed) != fingerprint(model)
+    constants = builders.conv_net(constants=True)
+    assert fingerprint(constants) != fingerprint(builders.conv_net(constants=True, seed=1))
+
+
+def test_a_nan_that_the_extremes_do_not_show_is_found() -> None:
+    net = Net()
+    net.op("Log", "rows", output="logs")
+    net.op("MatMul", "logs", net.weight(4, 2), output="out")
+    model = net.build({"rows": [3, 4]}, {"out": [3, 2]})
+    with pytest.raises(PassFailed, match="'logs' is not finite"):
+        collect(model, ["logs"], FakeEvidence(model), channels={"logs": -1})

@@ -247,8 +247,20 @@ class JobStore:
         with self._transaction() as database_:
             database_.execute(f"DELETE FROM versions WHERE name = ? AND version NOT IN ({marks})", (name, *keep))  # noqa: S608 - only marks
 
+    def versions(self, name: str) -> set[int]:
+        """The versions of a name that the store knows to be on disk."""
+        return {row["version"] for row in self._fetch("SELECT version FROM versions WHERE name = ?", (name,))}
+
+    def forget_model(self, name: str) -> None:
+        """Nothing of this name is published any more; only its highest version number stays known."""
+        with self._transaction() as database_:
+            database_.execute("DELETE FROM versions WHERE name = ?", (name,))
+            database_.execute("UPDATE models SET version = 0, pinned = 0 WHERE name = ?", (name,))
+
     def models(self) -> list[ModelRow]:
-        return [ModelRow(**dict(row)) for row in self._fetch("SELECT * FROM models ORDER BY name", ())]
+        """The names with a current version."""
+        rows = self._fetch("SELECT * FROM models WHERE version > 0 ORDER BY name", ())
+        return [ModelRow(**dict(row)) for row in rows]
 
     def highest_version(self, name: str) -> int:
         """The highest version number this name ever had; 0 for a new name."""

@@ -51,7 +51,8 @@ class Log:
     def warning(self, event: str, **fields: Value) -> None:
         self._write("warning", event, fields)
 
-    def error(self, event: str, **fields: Value) -> None:
+    def alert(self, event: str, **fields: Value) -> None:
+        """Level error: an operator must act."""
         self._write("error", event, fields)
 
     def _write(self, level: Level, event: str, fields: Mapping[str, Value]) -> None:

@@ -69,6 +69,24 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     fsync_folder(path.parent)
 
 
+def move(source: Path, target: Path) -> None:
+    """Move a file or folder to a name that is free, appearing there whole, also across file systems."""
+    try:
+        source.rename(target)
+    except OSError as fault:
+        if fault.errno != errno.EXDEV:
+            raise
+        fresh = target.with_name(f".{target.name}.part"[-255:])
+        remove_tree(fresh)
+        if source.is_dir() and not source.is_symlink():
+            shutil.copytree(source, fresh, symlinks=True)
+        else:
+            shutil.copyfile(source, fresh, follow_symlinks=False)
+        fresh.rename(target)
+        remove_tree(source)
+    fsync_folder(target.parent)
+
+
 def remove_tree(folder: Path) -> None:
     """Remove a folder with all that is in it, read-only folders too; one that is not there is fine."""
     if folder.is_symlink() or not folder.is_dir():

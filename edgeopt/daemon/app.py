@@ -52,7 +52,8 @@ def serve(
     folders = Folders.of(config)
     with ExitStack() as stack:
         with storage.storage_errors("making the daemon's folders"):
-            os.umask(0o027)
+            # who may read published/ is publish.mode's to say; what is private has a closed folder around it
+            os.umask(0o022)
             folders.create()
         lock = InstanceLock(folders.state, folders.inbox)
         lock.take()

@@ -24,7 +24,7 @@ from edgeopt.daemon.window import Window
 from edgeopt.errors import ConfigError, EnvironmentFault, PortInUse
 
 _OFTEN_S = 2.0
-_SOMETIMES_S = 5.0
+_SOMETIMES_S = 10.0
 _SELDOM_S = 15.0
 _HTTP = "http"
 

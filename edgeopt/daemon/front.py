@@ -68,6 +68,7 @@ class Front:
         self._stamps: dict[str, dict[str, Stamp]] = {}
         self._dirty = True
         self._last_scan_s = float("-inf")
+        self._look_s = float("-inf")
         self._gap_s = _GAP_S
 
     # ------------------------------------------------------------ what others tell
@@ -103,17 +104,16 @@ class Front:
     # ------------------------------------------------------------ the loop's turn
     def turn(self, now_s: float) -> None:
         """Scan where that is due, and take what has settled."""
-        if self._scan_due(now_s):
+        if self.next_due_s(now_s) <= 0.0:
             self._scan(now_s)
         for drop in self._new(now_s):
             self._take(drop)
 
     def next_due_s(self, now_s: float) -> float:
         """Seconds until the next turn has something to do, at most the rescan interval."""
-        if self._dirty or self._pending:
-            due_s = self._settler.next_due_s(now_s)
-            return max(_GAP_S, self._last_scan_s + self._gap_s - now_s, due_s or 0.0)
-        return max(0.0, self._last_scan_s + self._house.config.watch.rescan_s - now_s)
+        earliest_s = self._last_scan_s + self._gap_s
+        wanted_s = earliest_s if self._dirty else self._look_s
+        return max(0.0, max(earliest_s, wanted_s) - now_s)
 
     @property
     def idle(self) -> bool:
@@ -129,14 +129,6 @@ class Front:
         return self._settler.quiet_for(path, self._house.clock())
 
     # ------------------------------------------------------------ inside
-    def _scan_due(self, now_s: float) -> bool:
-        since_s = now_s - self._last_scan_s
-        if since_s < self._gap_s:
-            return False
-        # whatever is still settling has to be looked at again when its quiet time is over
-        settling = bool(self._pending)
-        return self._dirty or settling or since_s >= self._house.config.watch.rescan_s
-
     def _scan(self, now_s: float) -> None:
         house = self._house
         started_s = house.clock()
@@ -152,7 +144,13 @@ class Front:
             observe_all(self._settler, listing, now_s)
             self._note(listing)
         self._last_scan_s = now_s
+        self._look_s = min([now_s + house.config.watch.rescan_s, *(self._due_s(drop, now_s) for drop in self._pending)])
         self._gap_s = max(_GAP_S, 5.0 * (house.clock() - started_s))
+
+    def _due_s(self, drop: Drop, now_s: float) -> float:
+        """When a drop that nobody touches any more can be taken."""
+        quiet_s = min((self._settler.quiet_for(path, now_s) for path in drop.waits_for), default=0.0)
+        return max(now_s + self._settler.quiet_s - quiet_s, self._backoff.until_s(drop.path))
 
     def _note(self, listing: Listing) -> None:
         """Remember the drops that nobody has in hand."""

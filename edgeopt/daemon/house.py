@@ -53,10 +53,11 @@ class Folders:
         )
 
     def create(self) -> None:
-        """Make what is missing; only the state folder is closed to others, whoever made it."""
+        """Make what is missing; ``state`` and ``rejected`` are closed to others, whoever made them."""
         for folder in (self.inbox, self.published, self.rejected, self.state, self.staging, self.cache):
             folder.mkdir(parents=True, exist_ok=True)
-        self.state.chmod(0o700)
+        for private in (self.state, self.rejected):
+            private.chmod(0o700)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -102,6 +103,10 @@ class Backoff:
     def postpone(self, key: str, until_s: float) -> None:
         """Wait without counting a failure."""
         self._until_s[key] = until_s
+
+    def until_s(self, key: str) -> float:
+        """When the wait is over; long ago where there is none."""
+        return self._until_s.get(key, float("-inf"))
 
     def waits(self, key: str, now_s: float) -> bool:
         return now_s < self._until_s.get(key, now_s)

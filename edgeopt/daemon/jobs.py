@@ -31,8 +31,8 @@ Request: TypeAlias = Literal["", "cancel", "retry"]
 
 STATES: tuple[State, ...] = ("queued", "running", "held", "published", "duplicate", "rejected", "failed", "cancelled")
 ACTIVE: tuple[State, ...] = ("queued", "running", "held")
-_QUEUED: tuple[State, ...] = ("queued",)
-_RUNNING: tuple[State, ...] = ("running",)
+QUEUED: tuple[State, ...] = ("queued",)
+RUNNING: tuple[State, ...] = ("running",)
 CRASH_LIMIT = 3
 KEPT_ROWS = 2000
 _OVERTAKEN = 4.0
@@ -110,7 +110,7 @@ class JobStore:
             )
 
     def start(self, job_id: str) -> None:
-        self._move(job_id, "running", since=_QUEUED, code="", message="", hint="", stage="")
+        self._move(job_id, "running", since=QUEUED, code="", message="", hint="", stage="")
 
     def requeue(self, job_id: str, *, count: bool) -> None:
         """Back to the queue: a stopped job (``count`` False), a bad attempt (True), or a held one whose wait is over."""
@@ -159,7 +159,7 @@ class JobStore:
         """
         with self._transaction() as database_:
             looping = []
-            for job in self.jobs(states=_RUNNING):
+            for job in self.jobs(states=RUNNING):
                 crashes = self.record_crash(job.key)
                 self.requeue(job.job_id, count=True)
                 if crashes >= CRASH_LIMIT:
@@ -182,9 +182,16 @@ class JobStore:
         return self._rows(f"{_SELECT} WHERE state IN ({marks}) ORDER BY seq DESC LIMIT ?", (*states, limit))
 
     def next_queued(self, *, but: Collection[str] = ()) -> Job | None:
-        """The job to run next: small before big, bounded, leaving out the ids in ``but``."""
+        """The job to run next: small before big, bounded, leaving out the ids in ``but``.
+
+        Of one name the earlier drop comes first, or an older content would become the newer version.
+        """
         marks = ", ".join("?" * len(but))
-        query = f"{_SELECT} WHERE state = 'queued' AND job_id NOT IN ({marks}) ORDER BY rank, seq LIMIT 1"
+        query = (
+            f"{_SELECT} AS job WHERE state = 'queued' AND job_id NOT IN ({marks}) AND NOT EXISTS (SELECT 1 FROM jobs AS other "
+            "WHERE other.state IN ('queued', 'running', 'held') AND other.name = job.name AND other.seq < job.seq) "
+            "ORDER BY rank, seq LIMIT 1"
+        )
         return next(iter(self._rows(query, tuple(but))), None)
 
     def find_active(self, key: str) -> Job | None:

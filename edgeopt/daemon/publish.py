@@ -15,6 +15,7 @@ import re
 import secrets
 import stat
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,8 +86,15 @@ def publish(
         home = published_root / name
         home.mkdir(mode=0o755, parents=True, exist_ok=True)
         storage.fsync_folder(published_root)
-        with shelves.locked(home):
-            return _publish_locked(out, manifest, shelves.read(published_root, name), settings=settings, origin=origin)
+        try:
+            with shelves.locked(home):
+                return _publish_locked(
+                    out, manifest, shelves.read(published_root, name), settings=settings, origin=origin
+                )
+        except BadOutput:
+            with suppress(OSError):
+                home.rmdir()  # a name without a version is no model; with one, this does nothing
+            raise
 
 
 def _publish_locked(

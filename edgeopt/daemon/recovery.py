@@ -16,7 +16,7 @@ from pathlib import Path
 from edgeopt.daemon import intake, shelf, storage, supervise
 from edgeopt.daemon.front import DropNote
 from edgeopt.daemon.house import House
-from edgeopt.daemon.jobs import ACTIVE, CRASH_LIMIT, Job
+from edgeopt.daemon.jobs import ACTIVE, CRASH_LIMIT, RUNNING, Job
 from edgeopt.daemon.outcomes import Failure, Outcomes
 from edgeopt.daemon.printable import printable
 from edgeopt.daemon.shelf import Shelf
@@ -36,6 +36,7 @@ def recover(house: House, outcomes: Outcomes) -> None:
     if not house.store.jobs(limit=1):
         _remember_rejected(house)
     _end_leftovers(house)
+    _finish_published(house)
     for job in house.store.recover():
         house.log.warning("job-crash-loop", job=job.job_id, model=job.name, times=CRASH_LIMIT)
         outcomes.reject(job, _crash_loop())
@@ -107,6 +108,31 @@ def _end_leftovers(house: House) -> None:
                 house.log.warning("worker-ended", job=entry.name, reason="it outlived its daemon")
             if entry.name not in active:
                 storage.remove_tree(entry)
+
+
+def _finish_published(house: House) -> None:
+    """A job whose version is there, while the crash came before that was noted, is over: its work is not done again."""
+    for job in house.store.jobs(states=RUNNING):
+        found = shelf.read(house.folders.published, job.name)
+        for number in reversed(found.versions):
+            with suppress(BadOutput, OSError):
+                owner = shelf.read_manifest(found.folder / str(number)).get("job")
+                if isinstance(owner, dict) and owner.get("id") == job.job_id:
+                    _complete(house, found, number)
+                    house.store.finish(job.job_id, "published", version=number)
+                    house.log.info(
+                        "job-published", job=job.job_id, model=job.name, version=number, noted="after a crash"
+                    )
+                    break
+
+
+def _complete(house: House, found: Shelf, number: int) -> None:
+    """The publish may have ended before ``current`` was swapped."""
+    if number == found.highest and not found.pinned:
+        with storage.storage_errors(f"publishing {found.name}"), shelf.locked(found.folder):
+            shelf.point_current(found.folder, number)
+        house.models.refresh(found.name)
+        house.store.set_current(found.name, number, pinned=0)
 
 
 def _jobs(house: House, outcomes: Outcomes) -> None:

@@ -32,7 +32,7 @@ Wish: TypeAlias = Literal["stop", "cancel"]
 Sink: TypeAlias = Callable[[Event], None]
 
 _TICK_S = 0.2
-_MEMORY_EVERY_S = 0.5
+_MEMORY_EVERY_S = 1.0
 _TERM_GRACE_S = 4.0
 """Between SIGTERM and SIGKILL; with the rest of a stop it must fit into the daemon's 10 s."""
 _KILL_WAIT_S = 3.0

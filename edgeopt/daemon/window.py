@@ -56,7 +56,7 @@ class Window:
         house = self._house
         # a store that cannot be read must not hide the other metrics: the last values stay
         with suppress(EdgeoptError):
-            counts: dict[str, int] = {**house.store.counts()}
+            counts = {str(state): number for state, number in house.store.counts().items()}
             counts["held"] += self._outcomes.front.delayed
             house.metrics.present = Present(
                 jobs=counts,

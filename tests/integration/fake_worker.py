@@ -99,7 +99,8 @@ class Worker:
         return self.hang()
 
     def crash(self) -> int:
-        print("about to crash\x1b[31m", flush=True)
+        sys.stdout.write("about to crash\x1b[31m\n")
+        sys.stdout.flush()
         os.kill(os.getpid(), signal.SIGSEGV)
         return 0
 
@@ -142,7 +143,7 @@ class Worker:
 
     def flood(self) -> int:
         for _ in range(4000):
-            print("y" * 1000)
+            sys.stdout.write("y" * 1000 + "\n")
         return self.publish()
 
     def liar(self) -> int:

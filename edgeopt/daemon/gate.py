@@ -55,7 +55,7 @@ _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
         "Run git lfs pull and drop the real file.",
     ),
 )
-_TEXT_PICKLE = re.compile(rb"c[\w.]+\n[\w.]+\n|\([dl]p\d+\n|\(i[\w.]+\n[\w.]+\n")
+_OLD_PICKLE = re.compile(rb"c[\w.]+\n[\w.]+\n|\([dl]p\d+\n|\(i[\w.]+\n[\w.]+\n|[)}\]]q|\([dl]q", re.DOTALL)
 _WEB_PAGE = re.compile(rb"\s*(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml|!--)", re.IGNORECASE)
 
 
@@ -114,9 +114,9 @@ def refuse_by_content(fd: int, size_bytes: int) -> None:
 
 
 def _is_pickle(head: bytes, *, last: bytes) -> bool:
-    """Protocols 2 to 5 have a mark; 0 and 1 are text that starts as such pickles do and ends with their stop."""
+    """Protocols 2 to 5 have a mark; 0 and 1 are known by how they start and by their last byte."""
     marked = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    return marked or (last == b"." and _TEXT_PICKLE.match(head) is not None)
+    return marked or (last == b"." and _OLD_PICKLE.match(head) is not None)
 
 
 def _refuse_archive(fd: int, size_bytes: int) -> NoReturn:

@@ -76,6 +76,10 @@ class ModelRow:
 
 
 _COLUMNS = tuple(field.name for field in fields(Job))
+_FIRST_OF_NAME = (
+    "AND NOT EXISTS (SELECT 1 FROM jobs AS other WHERE other.state IN ('queued', 'running', 'held') "
+    "AND other.name = job.name AND other.seq < job.seq)"
+)
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM jobs"  # noqa: S608 - names of our own dataclass
 
 
@@ -187,11 +191,7 @@ class JobStore:
         Of one name the earlier drop comes first, or an older content would become the newer version.
         """
         marks = ", ".join("?" * len(but))
-        query = (
-            f"{_SELECT} AS job WHERE state = 'queued' AND job_id NOT IN ({marks}) AND NOT EXISTS (SELECT 1 FROM jobs AS other "
-            "WHERE other.state IN ('queued', 'running', 'held') AND other.name = job.name AND other.seq < job.seq) "
-            "ORDER BY rank, seq LIMIT 1"
-        )
+        query = f"{_SELECT} AS job WHERE state = 'queued' AND job_id NOT IN ({marks}) {_FIRST_OF_NAME} ORDER BY rank, seq LIMIT 1"
         return next(iter(self._rows(query, tuple(but))), None)
 
     def find_active(self, key: str) -> Job | None:

@@ -112,7 +112,7 @@ def _feeds(signature: Signature, data: str | None, work: Path) -> dict[str, Arra
     if data is None:
         hints: tuple[tuple[str, InputHint], ...] = Policy().inputs
         return samples.synthetic(signature, hints, seed=_SEED, count=1).feeds(0)
-    return samples.open_samples(Path(data), signature, work=work).feeds(0)
+    return samples.open_samples(Path(data), signature, unpack_to=work).feeds(0)
 
 
 def _shapes(names: Sequence[str], outputs: Sequence[Array]) -> list[dict[str, Any]]:

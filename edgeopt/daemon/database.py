@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, rank);
 CREATE INDEX IF NOT EXISTS jobs_by_name ON jobs (name, state);
 CREATE INDEX IF NOT EXISTS jobs_by_key ON jobs (key);
-CREATE INDEX IF NOT EXISTS jobs_requests ON jobs (request) WHERE request != '';
+CREATE INDEX IF NOT EXISTS jobs_by_request ON jobs (request);
 CREATE INDEX IF NOT EXISTS jobs_unsettled ON jobs (drop_settled) WHERE drop_settled = 0;
 CREATE TABLE IF NOT EXISTS versions (
   name TEXT NOT NULL,

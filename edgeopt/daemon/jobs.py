@@ -231,7 +231,7 @@ class JobStore:
 
     def requests(self) -> list[Job]:
         """Jobs somebody wants something of; answer with ``ask(job_id, "")``."""
-        return self._rows(f"{_SELECT} WHERE request != ''", ())
+        return self._rows(f"{_SELECT} WHERE request IN ('cancel', 'retry')", ())
 
     # ------------------------------------------------------------ models
     def add_version(self, name: str, version: int, key: str) -> None:

@@ -173,10 +173,11 @@ def _files(out: Path) -> list[str]:
 
 def _copy(source: Path, target: Path, *, mode: int) -> str:
     """Copy one file, durable, hashed on the way; returns the sha256 in hex."""
+    if not stat.S_ISREG(os.lstat(source).st_mode):
+        raise BadOutput(f"{source.name} in the output folder is no plain file", hint="Retry the job.")
+    # the worker is gone, so nobody swaps the file between the two looks; O_NOFOLLOW costs nothing all the same
     descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb", buffering=0) as reader:
-        if not stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
-            raise BadOutput(f"{source.name} in the output folder is no plain file", hint="Retry the job.")
         digest = hashlib.sha256()
         with target.open("xb", buffering=0) as writer:
             while chunk := reader.read(_CHUNK_BYTES):

@@ -204,9 +204,11 @@ def _watch(
             return Outcome(kind="stopped" if wish == "stop" else "cancelled", code="cancelled", stage=said.stage)
         if now_s - started_s > limits.job_timeout_s:
             return _timeout(limits.job_timeout_s, said)
-        if limits.memory_bytes and now_s >= next_memory_s:
+        if now_s >= next_memory_s:
             next_memory_s = now_s + _MEMORY_EVERY_S
-            if (resident := worker.tree.resident_bytes()) > limits.memory_bytes:
+            # also without a limit: who was seen as a child is found when its parent is gone
+            resident = worker.tree.resident_bytes()
+            if 0 < limits.memory_bytes < resident:
                 return _out_of_memory(resident, limits.memory_bytes, said)
         if said.last is not None and now_s - said.last_s > _EXIT_GRACE_S:
             message = f"the worker lived on for {_EXIT_GRACE_S:.0f} s after its last word"

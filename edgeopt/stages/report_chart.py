@@ -141,7 +141,7 @@ def _point(
         high=x(high),
         label_y=y(bound),
         beyond=bound > y.high,
-        text=f"candidate {number}: {value:.2f} ({low:.2f} to {high:.2f}), drop at most {bound * 100:.3g} %",
+        text=f"candidate {number}: {value:.2f} ({low:.2f} to {high:.2f}), drop at most {max(bound, 0.0) * 100:.4f} %",
     )
 
 
@@ -155,7 +155,8 @@ def _spread(points: Sequence[Point]) -> list[Point]:
         ):
             label_y -= _LABEL_HEIGHT
         placed.append(replace(point, label_y=max(_LABEL_HEIGHT, label_y)))
-    return sorted(placed, key=lambda point: point.number)
+    # what comes last is drawn on top
+    return sorted(placed, key=lambda point: (point.state == "winner", point.number))
 
 
 def _steps(low: float, high: float) -> list[float]:

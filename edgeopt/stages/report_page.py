@@ -28,6 +28,7 @@ Json: TypeAlias = Mapping[str, Any]
 NOT_MEASURED = "-"
 _MIB = 1 << 20
 _WHOLE = 100.0
+_NEGLIGIBLE = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +197,8 @@ def percent(ratio: float | None) -> str:
     """A ratio as a percentage with two digits that count, one decimal from 10 % on."""
     if ratio is None:
         return NOT_MEASURED
+    if 0.0 < abs(ratio) < _NEGLIGIBLE:
+        return f"<{_NEGLIGIBLE * _WHOLE:g} %" if ratio > 0 else "0 %"
     return f"{ratio * _WHOLE:.2g} %" if abs(ratio) < 0.1 else f"{ratio * _WHOLE:.1f} %"
 
 

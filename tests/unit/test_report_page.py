@@ -197,10 +197,11 @@ def test_a_row_without_both_numbers_claims_no_change() -> None:
 def test_the_chart_keeps_a_broken_candidate_from_squeezing_the_others() -> None:
     chart = report_chart.chart(manifest(), ["original", "winner", "refused", "refused"])
     assert chart is not None
-    assert [(point.number, point.beyond) for point in chart.points] == [(1, False), (2, False), (4, True)]
-    assert chart.points[2].y == report_chart.TOP
+    # the published one is drawn last, on top of the others
+    assert [(point.number, point.beyond) for point in chart.points] == [(1, False), (4, True), (2, False)]
+    assert chart.points[1].y == report_chart.TOP
     assert chart.budget_y > report_chart.TOP
-    assert chart.points[0].x < chart.points[1].x < chart.points[2].x
+    assert chart.points[0].x < chart.points[2].x < chart.points[1].x
 
 
 def test_points_on_one_spot_keep_their_labels_apart() -> None:
@@ -224,6 +225,8 @@ def test_one_measured_candidate_is_no_picture() -> None:
         (0.01, "1 %"),
         (0.00012, "0.012 %"),
         (-0.002, "-0.2 %"),
+        (3.6e-31, "<0.001 %"),
+        (-1e-9, "0 %"),
         (0.4, "40.0 %"),
     ],
 )

@@ -123,6 +123,7 @@ def _workbench(job: Job, runners: ExitStack, emit: Emit) -> Workbench:
         folder=job.folder.work,
         emit=emit,
         seed=seed,
+        look_s=attempt.look_s(job.order.policy.search.budget_s),
     )
 
 

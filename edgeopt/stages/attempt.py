@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 StartRunner = Callable[[Artifact], Runner]
 _HOPELESS = 4.0
 """A bound this many times beyond max_drop: the latency is only noted, not measured to the last digit."""
-_GLANCE_S, _LOOK_S, _SECOND_LOOK_S = 1.5, 6.0, 10.0
+_LONGEST_LOOK_S, _SHORTEST_LOOK_S = 6.0, 1.0
+_LOOKS_IN_BUDGET = 40
+_GLANCE, _SECOND_LOOK = 0.25, 1.5
+"""Shares of a look: for a candidate that lost already, and for the winner's confirmation."""
 _SHARED_STEPS = 3
 """Longer recipes share nothing with others; remembering their models would only hold memory."""
 
@@ -53,9 +56,16 @@ class Workbench:
     folder: Path
     emit: Emit
     seed: int
+    look_s: float
+    """How long one candidate is timed at most; see :func:`look_s`."""
     start: StartRunner = Runner
     made: dict[tuple[Step, ...], Model] = field(default_factory=dict)
     """Models by the steps that made them: candidates share what they have in common."""
+
+
+def look_s(budget_s: float) -> float:
+    """Seconds to time one candidate: a fortieth of the search's budget, between one and six seconds."""
+    return min(_LONGEST_LOOK_S, max(_SHORTEST_LOOK_S, budget_s / _LOOKS_IN_BUDGET))
 
 
 def attempt(recipe: Recipe, bench: Workbench) -> Trial:
@@ -88,7 +98,9 @@ def confirm(trial: Trial, bench: Workbench) -> Trial:
         with bench.start(bench.baseline.artifact or artifact) as original, bench.start(artifact) as candidate:
             original.hold(bench.timed)
             candidate.hold(bench.timed)
-            timing = measure.compare(original, candidate, Effort(seed=bench.seed + 1, longest_s=_SECOND_LOOK_S))
+            timing = measure.compare(
+                original, candidate, Effort(seed=bench.seed + 1, longest_s=bench.look_s * _SECOND_LOOK)
+            )
     except CandidateError as error:
         return replace(trial, measurement=None, refused=f"{error.code}: {error.message}")
     return replace(trial, measurement=replace(trial.measurement, latency=timing.candidate, speedup=timing.speedup))
@@ -121,7 +133,7 @@ def _measure(artifact: Artifact, bench: Workbench) -> Measurement:
     with bench.start(artifact) as candidate:
         verdict = quality.judge(bench.reference, candidate.run, bench.goal, seed=bench.seed)
         hopeless = verdict.ci95[1] > _HOPELESS * bench.goal.max_drop
-        effort = Effort(seed=bench.seed, longest_s=_GLANCE_S if hopeless else _LOOK_S)
+        effort = Effort(seed=bench.seed, longest_s=bench.look_s * (_GLANCE if hopeless else 1.0))
         candidate.hold(bench.timed)
         timing = measure.compare(bench.original, candidate, effort)
         return _measurement(artifact, timing, verdict, candidate.peak_memory_bytes(), bench.baseline)

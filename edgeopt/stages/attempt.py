@@ -93,17 +93,19 @@ def confirm(trial: Trial, bench: Workbench) -> Trial:
     """Measure a would-be winner once more in fresh processes: the best of many is partly the luckiest of many."""
     assert trial.artifact is not None  # noqa: S101  # only measured trials are confirmed
     assert trial.measurement is not None  # noqa: S101
-    artifact = trial.artifact
+    artifact, first = trial.artifact, trial.measurement
     try:
         with bench.start(bench.baseline.artifact or artifact) as original, bench.start(artifact) as candidate:
             original.hold(bench.timed)
             candidate.hold(bench.timed)
-            timing = measure.compare(
-                original, candidate, Effort(seed=bench.seed + 1, longest_s=bench.look_s * _SECOND_LOOK)
-            )
+            effort = Effort(seed=bench.seed + 1, longest_s=bench.look_s * _SECOND_LOOK)
+            timing = measure.compare(original, candidate, effort)
+            original_bytes, peak_bytes = original.peak_memory_bytes(), candidate.peak_memory_bytes()
     except CandidateError as error:
         return replace(trial, measurement=None, refused=f"{error.code}: {error.message}")
-    return replace(trial, measurement=replace(trial.measurement, latency=timing.candidate, speedup=timing.speedup))
+    memory_ratio = min(first.memory_ratio, original_bytes / max(1, peak_bytes))
+    again = replace(first, latency=timing.candidate, speedup=timing.speedup, memory_ratio=memory_ratio)
+    return replace(trial, measurement=again)
 
 
 def compress(recipe: Recipe, bench: Workbench) -> Model:

@@ -21,8 +21,8 @@ DEMO = Path(__file__).parents[2] / "edgeopt" / "demo"
 
 
 def _staged(
-    root: Path, *, trials: int = 3, model: bytes | None = None, limits: WorkerLimits = WorkerLimits()
-) -> JobFolder:  # noqa: B008
+    root: Path, *, trials: int = 3, model: bytes | None = None, limits: WorkerLimits | None = None
+) -> JobFolder:
     folder = JobFolder(root)
     folder.create()
     file = folder.input / "model.onnx"
@@ -37,7 +37,7 @@ def _staged(
         source=Source(file="digits.onnx", format="onnx", sha256=sha256_of(file), bytes=file.stat().st_size),
         files=StagedFiles(**files),
         policy=Policy(goal=Goal(max_drop=0.02), search=Search(trials=trials, budget_s=30.0)),
-        limits=limits,
+        limits=limits or WorkerLimits(),
     )
     folder.order.write_text(wire.dumps(order))
     return folder

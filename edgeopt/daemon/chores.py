@@ -24,7 +24,6 @@ from edgeopt.daemon.window import Window
 from edgeopt.errors import ConfigError, EnvironmentFault, PortInUse
 
 _OFTEN_S = 2.0
-_SOMETIMES_S = 10.0
 _SELDOM_S = 15.0
 _HTTP = "http"
 
@@ -79,7 +78,7 @@ class Chores:
             self._open_http()
         if self._due("around", _OFTEN_S, now_s):
             self._look_around()
-        if self._due("models", _SOMETIMES_S, now_s):
+        if self._due("models", _OFTEN_S, now_s):
             for shelf in self._house.models.refresh_moved():
                 self._note_shelf(shelf.name, shelf.current, shelf.pinned)
         if self._due("textfile", _SELDOM_S, now_s):

@@ -14,6 +14,7 @@ import http.server
 import io
 import socket
 import socketserver
+import ssl
 import threading
 import time
 from contextlib import suppress
@@ -104,7 +105,7 @@ class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.address_family = family
         self.view = view
         self.users: dict[str, str] = {}
-        self.tls: Any = None
+        self.tls: ssl.SSLContext | None = None
         self._free = threading.BoundedSemaphore(CONNECTIONS)
         super().__init__(address, _Handler)
 
@@ -234,11 +235,9 @@ def _users(path: str | None) -> dict[str, str]:
     return users
 
 
-def _tls_context(settings: Http) -> Any:
+def _tls_context(settings: Http) -> ssl.SSLContext | None:
     if settings.tls_certificate is None:
         return None
-    import ssl  # 5 MB that a daemon on the loopback need not hold
-
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(settings.tls_certificate, settings.tls_key)

@@ -8,7 +8,9 @@ is not the one it was measured with.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,6 +43,7 @@ class Models:
         self._published = published
         self._target = target
         self._known: dict[str, Model] = {}
+        self._times: dict[str, int] = {}
 
     def refresh(self, name: str) -> Shelf:
         """Read one name again; a name that is gone is forgotten."""
@@ -52,11 +55,19 @@ class Models:
         return shelf
 
     def refresh_moved(self) -> list[Shelf]:
-        """Read again what the command line (or a hand) has changed since; returns those shelves."""
-        found = {shelf.name: shelf for shelf in shelves.read_all(self._published)}
+        """Read again what the command line (or a hand) has changed since; returns those shelves.
+
+        Versions, pins and ``current`` all come and go by renames in the name's folder, so its time of change tells.
+        """
+        times: dict[str, int] = {}
+        with suppress(FileNotFoundError), os.scandir(self._published) as homes:
+            for home in homes:
+                if home.is_dir(follow_symlinks=False) and shelves.is_name(home.name):
+                    times[home.name] = home.stat(follow_symlinks=False).st_mtime_ns
+        changed = [name for name in {*times, *self._times} if times.get(name) != self._times.get(name)]
+        self._times = times
         known = {name: model.shelf for name, model in self._known.items()}
-        changed = [name for name in {*found, *known} if found.get(name) != known.get(name)]
-        return [self.refresh(name) for name in sorted(changed)]
+        return [shelf for name in sorted(changed) if (shelf := self.refresh(name)) != known.get(name)]
 
     def rows(self) -> list[Row]:
         return [model.row for _, model in sorted(self._known.items())]

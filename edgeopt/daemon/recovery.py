@@ -35,8 +35,8 @@ def recover(house: House, outcomes: Outcomes) -> None:
     intake.recover_rejected(house.folders.rejected)
     if not house.store.jobs(limit=1):
         _remember_rejected(house)
-    _end_leftovers(house)
     _finish_published(house)
+    _end_leftovers(house)
     for job in house.store.recover():
         house.log.warning("job-crash-loop", job=job.job_id, model=job.name, times=CRASH_LIMIT)
         outcomes.reject(job, _crash_loop())

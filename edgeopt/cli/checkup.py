@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -148,9 +148,14 @@ def check_inotify(host: Host) -> list[Finding]:
     return findings
 
 
-def check_folders(config: Config, host: Host) -> list[Finding]:
-    """The configured folders: there, writable, with room, on filesystems that suit them."""
+def check_folders(config: Config, host: Host, *, configured: bool = True) -> list[Finding]:
+    """The daemon's folders: there, writable, with room, on filesystems that suit them.
+
+    A folder that cannot be written is broken where somebody ``configured`` it; as a mere default it only wants another.
+    """
+    unwritable: State = "broken" if configured else "note"
     findings = [_folder(name, Path(getattr(config, name)), config, host) for name in sections.FOLDERS]
+    findings = [replace(found, state=unwritable) if found.state == "broken" else found for found in findings]
     state, published = (_existing(Path(folder)) for folder in (config.state, config.published))
     if state.stat().st_dev != published.stat().st_dev:
         findings.append(
@@ -171,7 +176,7 @@ def _folder(name: str, folder: Path, config: Config, host: Host) -> Finding:
     free = shutil.disk_usage(place).free
     value = f"{folder}, {free / 2**30:.1f} GiB free"
     if not os.access(place, os.W_OK | os.X_OK):
-        fix = f"install -d -o {_user()} {folder}"
+        fix = f"install -d -o {_user()} {folder}, as root; or name other folders in a configuration file"
         return Finding(topic="folders", name=name, value=value, state="broken", meaning="not writable", fix=fix)
     if free < config.limits.inbox_free_bytes:
         wanted = units.show_size(config.limits.inbox_free_bytes)

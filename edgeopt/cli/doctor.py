@@ -74,7 +74,7 @@ def _findings(config_file: Path | None) -> list[Finding]:
         *checkup.check_gpu(THIS_HOST),
         *checkup.check_inotify(THIS_HOST),
         *about_config,
-        *checkup.check_folders(config, THIS_HOST),
+        *checkup.check_folders(config, THIS_HOST, configured=chosen is not None),
         *checkup.check_sandbox(config, landlock.abi()),
         *checkup.check_systemd(Path("/run"), _UNIT_FOLDERS),
     ]

@@ -157,7 +157,7 @@ def _value(kind: Kind, node: yaml.Node, place: _Place, instead: Any) -> Any:
         mistakes.add(node, f"{key}{'' if told.startswith('[') else ' '}{told}")
         return instead
     if kind.is_path and value is not None:
-        return os.path.normpath(base / Path(value).expanduser())
+        return os.path.normpath(base / os.path.expanduser(value))  # noqa: PTH111 - Path.expanduser raises for ~nobody
     return value
 
 

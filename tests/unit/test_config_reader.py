@@ -195,6 +195,10 @@ def test_relative_paths_lie_beside_the_file(tmp_path: Path) -> None:
     assert config.rejected == str(tmp_path.parent / "no")
 
 
+def test_home_of_nobody_is_a_plain_name() -> None:
+    assert loads("inbox: ~no-such-user/in").inbox == "/srv/edgeopt/~no-such-user/in"
+
+
 def test_folders_that_meet_through_a_symlink_are_one_folder(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "out").symlink_to("in")

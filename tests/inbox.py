@@ -44,7 +44,9 @@ def external_everywhere() -> tuple[bytes, set[str]]:
             helper.make_node("Constant", [], ["c"], value=external_tensor("c", location="attribute")),
             helper.make_node("If", ["b"], ["d"], then_branch=graph, else_branch=graph),
             helper.make_node("Odd", [], ["e"], ts=[external_tensor("t", location="attribute-list")]),
-            helper.make_node("Odd", [], ["f"], gs=[helper.make_graph([], "g", [], [], [external_tensor("h", location="graph-list")])]),
+            helper.make_node(
+                "Odd", [], ["f"], gs=[helper.make_graph([], "g", [], [], [external_tensor("h", location="graph-list")])]
+            ),
         ],
         "main",
         [],
@@ -54,7 +56,9 @@ def external_everywhere() -> tuple[bytes, set[str]]:
     sparse = body.sparse_initializer.add(dims=[8])
     sparse.values.CopyFrom(external_tensor("v", location="sparse-values"))
     sparse.indices.CopyFrom(external_tensor("k", location="sparse-indices"))
-    attribute = body.node.add(op_type="Odd", output=["s"]).attribute.add(name="sp", type=onnx.AttributeProto.SPARSE_TENSOR)
+    attribute = body.node.add(op_type="Odd", output=["s"]).attribute.add(
+        name="sp", type=onnx.AttributeProto.SPARSE_TENSOR
+    )
     attribute.sparse_tensor.values.CopyFrom(external_tensor("v", location="sparse-attribute"))
     model = helper.make_model(body)
     function = model.functions.add(name="f", domain="d")
@@ -102,4 +106,11 @@ def _model(nodes: list[onnx.NodeProto], weights: list[TensorProto]) -> bytes:
     graph = helper.make_graph(
         nodes, "g", [value("x", TensorProto.FLOAT, [None])], [value("y", TensorProto.FLOAT, [None])], weights
     )
-    return bytes(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
+    return bytes(
+        helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString()
+    )
+
+
+def names_in(folder: Path) -> list[str]:
+    """What lies in a folder, sorted."""
+    return sorted(entry.name for entry in folder.iterdir())

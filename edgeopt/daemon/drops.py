@@ -54,18 +54,18 @@ def group(listing: Listing) -> list[Drop]:
             inside.setdefault(entry.path.split("/", 1)[0], []).append(entry)
     partial = sorted(name for name in top if is_waiting(name))
     drops: list[Drop] = []
-    claimed: set[str] = set()
+    free = set(top)
     for name, entry in sorted(top.items(), key=_onnx_first):
         if is_waiting(name):
             continue
         drop = (
             _folder_drop(listing, name, inside.get(name, []))
             if entry.kind == "dir"
-            else _file_drop(listing, entry, {other for other in top if other not in claimed}, partial)
+            else _file_drop(listing, entry, free, partial)
         )
         if drop is not None:
             drops.append(drop)
-            claimed.update(drop.members)
+            free.difference_update(drop.members)
     return sorted(drops, key=lambda drop: drop.path)
 
 

@@ -106,6 +106,8 @@ def refuse_by_content(fd: int, size_bytes: int) -> None:
     for offset, magic, what, hint in _MAGIC:
         if head[offset:].startswith(magic):
             raise NotAModel(f"the file is {what}", hint=hint)
+    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < size_bytes:
+        raise NotAModel("the file is safetensors: weights without their graph", hint=_CONVERT_HINT)
     if _WEB_PAGE.match(head):
         raise NotAModel(
             "the file is a web page, most likely an error or login page saved in the model's place",

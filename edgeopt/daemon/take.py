@@ -118,7 +118,7 @@ def _open(drop: Drop, path: str) -> int:
     if drop.trusted:
         return os.open(full_path(drop, path), _READ)
     *parents, name = path.split("/")
-    folder = os.open(drop.root, _FOLDER)  # the inbox itself may be a link: the operator set it
+    folder = _open_inbox(drop.root)
     try:
         for part in parents:
             below = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
@@ -127,6 +127,16 @@ def _open(drop: Drop, path: str) -> int:
         return os.open(name, _READ | os.O_NOFOLLOW, dir_fd=folder)
     finally:
         os.close(folder)
+
+
+def _open_inbox(root: str) -> int:
+    """The inbox itself may be a link, since the operator set it; trouble with it is not the drop's."""
+    try:
+        return os.open(root, _FOLDER)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise translate(error, "opening the inbox") from error
 
 
 def _refusal(error: OSError, shown: str) -> EdgeoptError:

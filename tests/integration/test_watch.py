@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inbox import names_in
 from watchdog.observers.inotify_c import InotifyFD
 
 from edgeopt.daemon.watch import Watcher
@@ -96,7 +97,7 @@ def test_a_late_file_inside_a_folder_drop_wakes(watcher: Watcher, inbox: Path, a
 def test_looking_at_the_inbox_wakes_nobody(watcher: Watcher, inbox: Path, alarm: Alarm) -> None:
     (inbox / "a.onnx").write_bytes(b"x")
     settle_down(alarm)
-    assert os.listdir(inbox) == ["a.onnx"]
+    assert names_in(inbox) == ["a.onnx"]
     (inbox / "a.onnx").read_bytes()
     assert not alarm.rings(0.3)
 
@@ -161,7 +162,8 @@ def test_exhausted_limits_fall_back_to_polling_and_say_so(
     watcher.start()
     assert watcher.backend == "poll"
     assert "max_user_instances" in (watcher.fallback_reason or "")
-    assert alarm.rings() and alarm.rings()
+    assert alarm.rings()
+    assert alarm.rings()
     watcher.stop()
 
 
@@ -175,7 +177,7 @@ def test_polling_that_was_asked_for_is_no_fallback(inbox: Path, alarm: Alarm) ->
 
 def test_nothing_is_left_over_after_many_starts_and_failures(tmp_path: Path, alarm: Alarm) -> None:
     def count() -> tuple[int, int]:
-        return len(os.listdir("/proc/self/fd")), threading.active_count()
+        return len(names_in(Path("/proc/self/fd"))), threading.active_count()
 
     before = count()
     for number in range(20):

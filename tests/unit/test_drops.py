@@ -21,10 +21,13 @@ def test_a_model_takes_its_siblings_along() -> None:
 
 
 def test_a_folder_with_a_model_is_one_drop() -> None:
-    (drop,) = group("a/", "a/model.onnx", "a/job.yaml", "a/calibration/", "a/calibration/1.png", "a/eval.npz", "a/notes.txt")
+    (drop,) = group(
+        "a/", "a/model.onnx", "a/job.yaml", "a/calibration/", "a/calibration/1.png", "a/eval.npz", "a/notes.txt"
+    )
     assert (drop.name, drop.model, drop.job_file) == ("a", "a/model.onnx", "a/job.yaml")
     assert (drop.calibration, drop.eval, drop.entries) == ("a/calibration", "a/eval.npz", ("a",))
-    assert "a/notes.txt" in drop.members and "a" in drop.members
+    assert "a/notes.txt" in drop.members
+    assert "a" in drop.members
 
 
 @pytest.mark.parametrize("name", [".a.onnx", "a.onnx.tmp", "a.onnx.part", "a.onnx.partial", "~a.onnx", "a.onnx~"])
@@ -74,7 +77,9 @@ def test_a_folder_of_several_models_without_a_main_one_is_a_problem() -> None:
     assert (lone.problem, lone.model) == (None, "a/resnet.onnx")
 
 
-@pytest.mark.parametrize("name", ["a b.onnx", "a\nb.onnx", "-rf.onnx", "ü.onnx", "\u202egnp.onnx", "\udcff.onnx", "a" * 250 + ".onnx"])
+@pytest.mark.parametrize(
+    "name", ["a b.onnx", "a\nb.onnx", "-rf.onnx", "ü.onnx", "\u202egnp.onnx", "\udcff.onnx", "a" * 250 + ".onnx"]
+)
 def test_a_drop_with_any_name_survives_the_wire(name: str) -> None:
     (drop,) = group(name)
     assert wire.loads(Drop, wire.dumps(drop)) == drop

@@ -64,10 +64,13 @@ def test_a_pickle_of_any_protocol_is_forbidden_whatever_its_name(tmp_path: Path,
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", NotAModel, "LFS"),
         (b"\x20\0\0\0TFL3" + bytes(32), NotAModel, "TensorFlow Lite"),
         (b"\x20\0\0\0ORTM" + bytes(32), NotAModel, "ort"),
+        (struct.pack("<Q", 2) + b'{"a":1}' + bytes(32), NotAModel, "safetensors"),
         (bytes(4096), TruncatedModel, "zeros"),
     ],
 )
-def test_what_is_no_model_is_named_for_what_it_is(tmp_path: Path, data: bytes, error: type[EdgeoptError], words: str) -> None:
+def test_what_is_no_model_is_named_for_what_it_is(
+    tmp_path: Path, data: bytes, error: type[EdgeoptError], words: str
+) -> None:
     with pytest.raises(error, match=words) as caught:
         look(tmp_path, data)
     assert caught.value.hint.endswith(".")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from inbox import external_model, model_bytes, npz_bytes, only_drop, take
+from inbox import external_model, model_bytes, names_in, npz_bytes, only_drop, take
 
 from edgeopt import wire
 from edgeopt.daemon import drops, intake
@@ -49,7 +49,7 @@ def test_a_drop_is_copied_whole_under_names_of_our_own(inbox: Path) -> None:
     (inbox / "digits.calibration.npz").write_bytes(npz_bytes())
     (inbox / "digits.eval.npz").write_bytes(npz_bytes(x=np.zeros((3, 8), np.float32), labels=np.arange(3)))
     staged = take(inbox)
-    assert sorted(os.listdir(staged.folder.input)) == ["calibration.npz", "eval.npz", "job.yaml", "model.onnx"]
+    assert names_in(staged.folder.input) == ["calibration.npz", "eval.npz", "job.yaml", "model.onnx"]
     assert (staged.folder.input / "model.onnx").read_bytes() == model_bytes()
     assert wire.loads(JobOrder, staged.folder.order.read_bytes()) == staged.order
     assert (staged.order.name, staged.order.source.file) == ("digits", "digits.onnx")
@@ -68,7 +68,8 @@ def test_a_folder_drop_is_taken_with_its_samples(inbox: Path) -> None:
     staged = take(inbox)
     names = sorted(str(path.relative_to(staged.folder.input)) for path in staged.folder.input.rglob("*.png"))
     assert names[:2] == ["calibration/cat ü/1.png", "calibration/cat ü/2.png"]
-    assert len(names) == 3 and names[2].startswith("calibration/odd-name-")
+    assert len(names) == 3
+    assert names[2].startswith("calibration/odd-name-")
     assert staged.order.files.calibration == "calibration"
     assert staged.drop.entries == ("a",)
     assert intake.remove_drop(staged.drop, staged.stamps) == ()
@@ -131,7 +132,10 @@ BAD: dict[str, tuple[Prepare, type[EdgeoptError]]] = {
     "symlink": (lambda inbox: (inbox / "a.onnx").symlink_to("/etc/passwd"), UnsafeFile),
     "dangling symlink": (lambda inbox: (inbox / "a.onnx").symlink_to("nowhere"), UnsafeFile),
     "linked folder": (lambda inbox: (inbox / "a").symlink_to("/etc"), UnsafeFile),
-    "hard link": (_all(_write(model_bytes(), "b.bin"), lambda inbox: os.link(inbox / "b.bin", inbox / "a.onnx")), UnsafeFile),
+    "hard link": (
+        _all(_write(model_bytes(), "b.bin"), lambda inbox: os.link(inbox / "b.bin", inbox / "a.onnx")),
+        UnsafeFile,
+    ),
     "missing data": (_write(external_model()), MissingExternalData),
     "traversing data": (_write(external_model("../secret")), UnsafeReference),
     "absolute data": (_write(external_model("/etc/passwd")), UnsafeReference),
@@ -141,7 +145,10 @@ BAD: dict[str, tuple[Prepare, type[EdgeoptError]]] = {
     "data is a sidecar": (_write(external_model("a.yaml")), UnsafeReference),
     "unknown key": (_write(external_model("w.data", basepath="/")), UnsafeReference),
     "short data": (_all(_write(external_model(length="99")), _write(bytes(16), "w.data")), TruncatedModel),
-    "linked data": (_all(_write(external_model()), lambda inbox: (inbox / "w.data").symlink_to("/etc/passwd")), UnsafeFile),
+    "linked data": (
+        _all(_write(external_model()), lambda inbox: (inbox / "w.data").symlink_to("/etc/passwd")),
+        UnsafeFile,
+    ),
     "hard-linked data": (
         _all(_write(external_model()), _write(bytes(16), "v"), lambda inbox: os.link(inbox / "v", inbox / "w.data")),
         UnsafeFile,
@@ -177,7 +184,8 @@ def test_bad_input_is_refused_with_a_reason_and_nothing_is_left_or_lost(inbox: P
     with pytest.raises(error) as caught:
         take(inbox)
     assert type(caught.value) is error
-    assert caught.value.message and caught.value.hint.endswith(".")
+    assert caught.value.message
+    assert caught.value.hint.endswith(".")
     assert not (inbox.parent / "staging").exists() or not list((inbox.parent / "staging").iterdir())
     assert sorted((path, path.lstat().st_ino) for path in inbox.rglob("*")) == before
 
@@ -299,13 +307,17 @@ def test_a_fault_of_the_disk_is_the_devices_and_not_the_drops(
     take(inbox)  # and when the fault is gone, it works
 
 
-@pytest.mark.parametrize("name", ["a b", "a\nb", "-rf", "模型", "\u202eonnx", "\udcff\udcfe", "x" * 250, "<script>", "'\"$(id)`"])
+@pytest.mark.parametrize(
+    "name", ["a b", "a\nb", "-rf", "模型", "\u202eonnx", "\udcff\udcfe", "x" * 250, "<script>", "'\"$(id)`"]
+)
 def test_a_hostile_name_never_becomes_a_path_or_a_line(inbox: Path, name: str) -> None:
     (inbox / f"{name}.onnx").write_bytes(model_bytes())
     staged = take(inbox)
-    assert staged.order.name.isascii() and len(staged.order.name) <= 64
+    assert staged.order.name.isascii()
+    assert len(staged.order.name) <= 64
     text = staged.folder.order.read_text()
-    assert text.isascii() and "\n" not in text
+    assert text.isascii()
+    assert "\n" not in text
     assert json.loads(text)["source"]["file"].isprintable()
     assert intake.remove_drop(staged.drop, staged.stamps) == ()
     assert list(inbox.iterdir()) == []
@@ -337,9 +349,10 @@ def test_the_callers_own_files_may_be_links(inbox: Path, tmp_path: Path) -> None
     drop = drops.of_paths(tmp_path / "mine.onnx", calibration=tmp_path / "samples.npz")
     staged = stage(drop, staging_root=tmp_path / "staging", policy=Policy(), limits=WorkerLimits())
     assert staged.order.name == "mine"
-    assert sorted(os.listdir(staged.folder.input)) == ["calibration.npz", "model.onnx", "w.data"]
+    assert names_in(staged.folder.input) == ["calibration.npz", "model.onnx", "w.data"]
     intake.remove_drop(staged.drop, staged.stamps)
-    assert (tmp_path / "mine.onnx").exists() and (tmp_path / "samples.npz").exists()
+    assert (tmp_path / "mine.onnx").exists()
+    assert (tmp_path / "samples.npz").exists()
 
 
 # ---------------------------------------------------------------- leaving the inbox
@@ -383,13 +396,14 @@ def test_a_data_file_of_two_models_leaves_with_the_last_of_them(inbox: Path) -> 
     intake.remove_drop(staged["a"].drop, staged["a"].stamps)
     assert (inbox / "w.data").exists()
     intake.remove_drop(staged["b"].drop, staged["b"].stamps)
-    assert sorted(os.listdir(inbox)) == ["c.onnx"]
+    assert names_in(inbox) == ["c.onnx"]
 
 
 def test_a_drop_that_cannot_be_read_still_has_a_name_and_a_hash(inbox: Path) -> None:
     (inbox / "a b.onnx").symlink_to("/etc/shadow")
     identity = intake.identify(only_drop(inbox))
-    assert identity.name.startswith("a-b-") and len(identity.sha256) == 64
-    os.unlink(inbox / "a b.onnx")
+    assert identity.name.startswith("a-b-")
+    assert len(identity.sha256) == 64
+    (inbox / "a b.onnx").unlink()
     (inbox / "c.onnx").write_bytes(b"garbage")
     assert intake.identify(only_drop(inbox)).name == "c"

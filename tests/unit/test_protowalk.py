@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -49,7 +48,9 @@ def test_a_model_with_a_hole_of_zeros_is_truncated(tmp_path: Path) -> None:
         walk(tmp_path, data[:graph_at] + bytes(len(data) - graph_at))
 
 
-@pytest.mark.parametrize("data", [b"hello, world\n", b"\xff" * 64, b"{\"a\": 1}", bytes(range(255, 0, -1)), b"\x12\x03abc"])
+@pytest.mark.parametrize(
+    "data", [b"hello, world\n", b"\xff" * 64, b'{"a": 1}', bytes(range(255, 0, -1)), b"\x12\x03abc"]
+)
 def test_other_bytes_are_no_model(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(NotAModel):
         walk(tmp_path, data)
@@ -157,7 +158,7 @@ def test_a_model_saved_by_onnx_with_external_data_walks(tmp_path: Path) -> None:
     model = onnx.load_from_string(model_bytes(weights=4096))
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
     (reference,) = walk_file(tmp_path / "m.onnx").references
-    assert reference == ("m.data", os.path.getsize(tmp_path / "m.data"))
+    assert reference == ("m.data", (tmp_path / "m.data").stat().st_size)
     assert walk(tmp_path, external_model("w", offset="0", length="16")).references == (("w", 16),)
 
 

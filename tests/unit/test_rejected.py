@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from inbox import external_model, model_bytes, npz_bytes, only_drop
+from inbox import external_model, model_bytes, names_in, npz_bytes, only_drop
 
 from edgeopt.daemon import rejected
 from edgeopt.daemon.rejected import move_to_rejected, reason_of, recover_rejected
@@ -34,10 +34,10 @@ def test_a_refused_drop_lies_with_its_reason_as_it_came(inbox: Path) -> None:
     (inbox / "README").write_text("stays")
     folder = reject(inbox)
     assert folder.name == f"a@{SHA12}-1"
-    assert sorted(os.listdir(folder)) == ["a.eval.npz", "a.onnx", "a.yaml", "reason.json"]
+    assert names_in(folder) == ["a.eval.npz", "a.onnx", "a.yaml", "reason.json"]
     assert json.loads((folder / "reason.json").read_text()) == REASON
     assert (folder / "a.onnx").read_bytes() == b"junk"
-    assert os.listdir(inbox) == ["README"]
+    assert names_in(inbox) == ["README"]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
 
@@ -54,7 +54,7 @@ def test_moving_what_was_moved_gives_the_same_folder(inbox: Path) -> None:
     root = inbox.parent / "rejected"
     first = move_to_rejected(drop, root, name="a", sha12=SHA12, reason=REASON)
     assert move_to_rejected(drop, root, name="a", sha12=SHA12, reason=REASON) == first
-    assert os.listdir(root) == [first.name]
+    assert names_in(root) == [first.name]
 
 
 def test_a_folder_a_link_and_a_fifo_move_as_themselves(inbox: Path) -> None:
@@ -65,14 +65,14 @@ def test_a_folder_a_link_and_a_fifo_move_as_themselves(inbox: Path) -> None:
     folder = reject(inbox)
     assert (folder / "a" / "eval" / "link").readlink() == Path("/etc/shadow")
     assert (folder / "a" / "eval" / "pipe").is_fifo()
-    assert os.listdir(inbox) == []
+    assert names_in(inbox) == []
 
 
 def test_external_data_of_a_refused_model_goes_along(inbox: Path) -> None:
     (inbox / "a.onnx").write_bytes(external_model())
     (inbox / "w.data").write_bytes(bytes(2))
     assert (reject(inbox) / "w.data").read_bytes() == bytes(2)
-    assert os.listdir(inbox) == []
+    assert names_in(inbox) == []
 
 
 def test_external_data_that_another_model_needs_stays(inbox: Path) -> None:
@@ -81,13 +81,13 @@ def test_external_data_that_another_model_needs_stays(inbox: Path) -> None:
     (inbox / "b.onnx").write_bytes(external_model())
     (inbox / "w.data").write_bytes(bytes(16))
     move_to_rejected(drop, inbox.parent / "rejected", name="a", sha12=SHA12, reason=REASON)
-    assert sorted(os.listdir(inbox)) == ["b.onnx", "w.data"]
+    assert names_in(inbox) == ["b.onnx", "w.data"]
 
 
 def test_a_model_that_refers_outside_takes_nothing_from_there(inbox: Path) -> None:
     (inbox.parent / "secret").write_text("s")
     (inbox / "a.onnx").write_bytes(external_model("../secret"))
-    assert sorted(os.listdir(reject(inbox))) == ["a.onnx", "reason.json"]
+    assert names_in(reject(inbox)) == ["a.onnx", "reason.json"]
     assert (inbox.parent / "secret").exists()
 
 
@@ -139,9 +139,10 @@ def test_across_file_systems_everything_is_made_anew(inbox: Path, monkeypatch: p
     os.link(inbox.parent / "secret", inbox / "a" / "hard")
     across(monkeypatch)
     folder = reject(inbox) / "a"
-    assert os.listdir(inbox) == []
+    assert names_in(inbox) == []
     assert (folder / "model.onnx").read_bytes() == model_bytes()
-    assert (folder / "sub" / "link").is_symlink() and (folder / "sub" / "pipe").is_fifo()
+    assert (folder / "sub" / "link").is_symlink()
+    assert (folder / "sub" / "pipe").is_fifo()
     assert not (folder / "hard").exists()  # the secret is not copied, and still where it was
     assert (inbox.parent / "secret").read_text() == "s"
 
@@ -150,7 +151,16 @@ class Crash(BaseException):
     """The process ends here."""
 
 
-STEPS = ["os.fsync", "os.write", "os.fchmod", "Path.mkdir", "Path.rename", "Path.unlink", "Path.rmdir", "Path.symlink_to"]
+STEPS = [
+    "os.fsync",
+    "os.write",
+    "os.fchmod",
+    "Path.mkdir",
+    "Path.rename",
+    "Path.unlink",
+    "Path.rmdir",
+    "Path.symlink_to",
+]
 
 
 @pytest.mark.parametrize("far", [False, True])
@@ -176,10 +186,10 @@ def test_a_crash_at_any_step_is_finished_by_recovery(
                 move_to_rejected(only_drop(inbox), root, name="a", sha12=SHA12, reason=REASON)
         (folder,) = root.iterdir()
         assert folder.name == f"a@{SHA12}-1"
-        assert sorted(os.listdir(folder)) == ["a.eval.npz", "a.onnx", "a.yaml", "reason.json"]
+        assert names_in(folder) == ["a.eval.npz", "a.onnx", "a.yaml", "reason.json"]
         assert (folder / "a.onnx").read_bytes() == b"junk %d" % moment
         assert json.loads((folder / "reason.json").read_text()) == REASON
-        assert os.listdir(inbox) == []
+        assert names_in(inbox) == []
         if not crashed:
             return
     pytest.fail("the move never came to its end")
@@ -234,7 +244,7 @@ def test_a_disk_fault_in_the_middle_is_gone_on_from_later(inbox: Path, monkeypat
                 reject(inbox)
     assert (inbox / "a.onnx").exists()
     assert reject(inbox).name == f"a@{SHA12}-1"
-    assert os.listdir(root) == [f"a@{SHA12}-1"]
+    assert names_in(root) == [f"a@{SHA12}-1"]
 
 
 def test_recovery_of_nothing_is_nothing(tmp_path: Path) -> None:

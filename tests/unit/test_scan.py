@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_a_file_in_the_inboxs_place_is_a_missing_inbox(tmp_path: Path) -> None:
 
 def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     name = b"\xff\xfe \n.onnx"
-    Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).write_bytes(b"x")
+    (tmp_path / os.fsdecode(name)).write_bytes(b"x")
     (entry,) = scan(tmp_path)
     assert os.fsencode(entry.path) == name
     assert (tmp_path / entry.path).read_bytes() == b"x"
@@ -100,11 +101,11 @@ def test_without_a_table_of_mounts_a_folder_counts_as_local(tmp_path: Path) -> N
 
 
 def test_the_front_rooms_import_nothing_heavy() -> None:
-    import subprocess
-
-    modules = "watch scan settle drops names gate gate_zip protowalk take taking intake leave rejected companions backend"
-    code = f"import sys\nfor m in {modules.split()!r}: __import__('edgeopt.daemon.' + m)\n" + (
-        "print([m for m in ('numpy', 'onnx', 'onnxruntime', 'torch', 'zipfile', 'yaml') if m in sys.modules])"
+    modules = (
+        "watch scan settle drops names gate gate_zip protowalk take taking intake leave rejected companions backend"
     )
+    heavy = ("numpy", "onnx", "onnxruntime", "torch", "zipfile", "yaml")
+    imports = "; ".join(f"import edgeopt.daemon.{module}" for module in modules.split())
+    code = f"import sys; {imports}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

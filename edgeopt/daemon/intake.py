@@ -22,16 +22,12 @@ from edgeopt.daemon import gate, take
 from edgeopt.daemon.drops import Drop
 from edgeopt.daemon.leave import remove_drop
 from edgeopt.daemon.names import escaped, model_format, slug
-from edgeopt.daemon.rejected import move_to_rejected, reason_of, recover_rejected
+from edgeopt.daemon.rejected import move_to_rejected, recover_rejected
 from edgeopt.daemon.scan import Stamp
 from edgeopt.daemon.storage import fsync_folder, storage_errors, translate, write_file
 from edgeopt.daemon.take import NotReady, Patience
 from edgeopt.daemon.taking import MODEL, OWN_NAMES, Taking
-from edgeopt.errors import (
-    TooLarge,
-    UnsafeFile,
-    UnsupportedModel,
-)
+from edgeopt.errors import TooLarge, UnsafeFile, UnsupportedModel
 from edgeopt.layout import JobFolder
 from edgeopt.records import JobOrder, Policy, Source, WorkerLimits
 
@@ -41,7 +37,6 @@ __all__ = [
     "Staged",
     "identify",
     "move_to_rejected",
-    "reason_of",
     "recover_rejected",
     "remove_drop",
     "stage",

@@ -30,18 +30,6 @@ _UNFINISHED = ".tmp-"
 _CHUNK_BYTES = 1 << 20
 
 
-def reason_of(error: EdgeoptError, drop: Drop, *, stage: str, at: str) -> dict[str, str]:
-    """What reason.json says; ``at`` is an RFC 3339 time, for information only."""
-    return {
-        "code": error.code,
-        "message": error.message,
-        "hint": error.hint,
-        "stage": stage,
-        "at": at,
-        "original_name": escaped(drop.path),
-    }
-
-
 def move_to_rejected(drop: Drop, rejected_root: Path, *, name: str, sha12: str, reason: Mapping[str, Any]) -> Path:
     """Move what is left of a drop to ``rejected_root/NAME@SHA12-N/``, and give that folder.
 
@@ -84,7 +72,9 @@ def _leaving(drop: Drop) -> list[str]:
     """The drop's entries and the data files its model names, without those that another model in the inbox needs."""
     whole = replace(drop, entries=tuple(dict.fromkeys((*drop.entries, *companions.data_of(drop)))))
     shared = companions.shared_data(whole)
-    return [path for path in whole.entries if path not in shared]
+    leaving = [path for path in whole.entries if path not in shared]
+    # the model last: while it stands in the inbox as it was, the move is not over
+    return sorted(leaving, key=lambda path: path == drop.model)
 
 
 def _look(path: Path) -> list[int] | None:

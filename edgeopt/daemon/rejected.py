@@ -22,7 +22,6 @@ from edgeopt.daemon.drops import Drop, full_path
 from edgeopt.daemon.names import escaped
 from edgeopt.daemon.scan import describe
 from edgeopt.daemon.storage import fsync_folder, remove_tree, storage_errors, write_file
-from edgeopt.errors import EdgeoptError
 from edgeopt.layout import REASON_FILE
 
 _PLAN_FILE = ".plan.json"

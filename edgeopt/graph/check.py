@@ -84,7 +84,7 @@ def _checker_valid(model: ir.Model) -> None:
 
     try:
         onnx.checker.check_model(skeleton(model))
-    except (onnx.checker.ValidationError, ValueError) as error:
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:  # RuntimeError: copying an unsorted graph
         raise PassFailed(
             f"the graph is not valid ONNX: {str(error).strip().splitlines()[0][:300]}",
             hint="Report the model: a pass left a broken graph behind.",

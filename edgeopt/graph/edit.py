@@ -16,9 +16,15 @@ from numpy.typing import NDArray
 
 from edgeopt.graph.naming import Names
 
+SMALL_BYTES = 1024
+"""Constants up to this size decide what a node means (shapes, axes, bounds); every library must be able to read them."""
+
 
 def copy(model: ir.Model) -> ir.Model:
-    """A model that can be edited without a trace in ``model``; the weights' bytes are shared, nothing else is."""
+    """A model that can be edited without a trace in ``model``; the weights' bytes are shared, nothing else is.
+
+    Small constants that lay in an external file are read into memory: onnx's inference does not follow references.
+    """
     fresh = model.clone(deep_copy=True)
     for graph in fresh.graphs():
         for value in _values(graph):
@@ -89,6 +95,13 @@ def prune(model: ir.Model) -> None:
     common.RemoveUnusedOpsetsPass()(model)
 
 
+def lift_initializers(model: ir.Model) -> None:
+    """Move the initializers of subgraphs into the main graph, under fresh names where theirs are taken."""
+    from onnx_ir.passes import common
+
+    common.LiftSubgraphInitializersToMainGraphPass()(model)
+
+
 def sort_initializers(model: ir.Model) -> None:
     """Order every graph's initializers by name: libraries reorder them, and equal models must give equal bytes."""
     for graph in model.graphs():
@@ -140,6 +153,9 @@ def _rewrap_attributes(node: ir.Node) -> None:
 
 def _rewrap(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """Another tensor object on the same bytes: its name can be set without renaming the original's."""
+    if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL_BYTES:
+        data = np.array(tensor.numpy())
+        return ir.Tensor(data, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
     if not isinstance(tensor, ir.TensorProtoTensor):
         return shallow.copy(tensor)
     if tensor.dtype == ir.DataType.STRING:

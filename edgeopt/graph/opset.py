@@ -31,16 +31,19 @@ def raised(model: ir.Model, least: int) -> ir.Model:
 
     if not 0 < opset(model) < least or model.functions:
         return model
+    source = edit.copy(model)
+    edit.lift_initializers(source)
     try:
-        proto = onnx.version_converter.convert_version(skeleton(model), least)
-    except (RuntimeError, ValueError):  # ConvertError has no class of its own in Python
+        proto = onnx.version_converter.convert_version(skeleton(source), least)
+        # the converter passes over an operator that it does not know, though the new version may lack it
+        onnx.checker.check_model(proto)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError):  # ConvertError is a bare RuntimeError in Python
         return model
-    return _dressed(ir.from_proto(proto), model)
+    return _dressed(ir.from_proto(proto), source)
 
 
-def _dressed(converted: ir.Model, original: ir.Model) -> ir.Model:
-    """The converted skeleton with its weights, shapes and names of the original back in place."""
-    source = edit.copy(original)
+def _dressed(converted: ir.Model, source: ir.Model) -> ir.Model:
+    """The converted skeleton with the weights, shapes and names of ``source`` back in place."""
     graph = converted.graph
     inputs = {value.name: value for value in graph.inputs}
     for name, weight in source.graph.initializers.items():
@@ -52,11 +55,11 @@ def _dressed(converted: ir.Model, original: ir.Model) -> ir.Model:
     graph.inputs.extend(value for name, value in inputs.items() if name in kept)
     _restore_shapes(converted, source)
     edit.restore_interface(converted, source)
-    converted.ir_version = max(original.ir_version, _IR_VERSION_OF_17)
-    converted.metadata_props.update(original.metadata_props)
-    converted.producer_name, converted.producer_version = original.producer_name, original.producer_version
-    converted.domain, converted.model_version = original.domain, original.model_version
-    converted.doc_string = original.doc_string
+    converted.ir_version = max(source.ir_version, _IR_VERSION_OF_17)
+    converted.metadata_props.update(source.metadata_props)
+    converted.producer_name, converted.producer_version = source.producer_name, source.producer_version
+    converted.domain, converted.model_version = source.domain, source.model_version
+    converted.doc_string = source.doc_string
     return converted
 
 

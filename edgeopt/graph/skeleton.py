@@ -15,16 +15,17 @@ from edgeopt.graph import edit
 if TYPE_CHECKING:
     import onnx
 
-_KEPT_BYTES = 1024
-"""Constants up to this size stay: shapes, axes and scales decide what a node means."""
-
 
 def skeleton(model: ir.Model) -> onnx.ModelProto:
-    """``model`` with every initializer over 1 KiB, or with external data, turned into a graph input behind the others."""
+    """``model`` with every initializer over 1 KiB, or with external data, turned into a graph input behind the others.
+
+    Initializers of subgraphs are lifted into the main graph first, since a body cannot have such inputs.
+    """
     bare = edit.copy(model)
+    edit.lift_initializers(bare)
     for name, value in list(bare.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or (tensor.nbytes <= _KEPT_BYTES and not isinstance(tensor, ir.ExternalTensor)):
+        if tensor is None or (tensor.nbytes <= edit.SMALL_BYTES and not isinstance(tensor, ir.ExternalTensor)):
             continue
         value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
         del bare.graph.initializers[name]

@@ -1,0 +1,161 @@
+"""What holds for every pass in the catalogue, on every model that shows a trait of real exports."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import builders
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgeopt.catalogue import PASSES, find_pass
+from edgeopt.errors import PassFailed
+from edgeopt.graph import check
+from edgeopt.records import Scalar
+
+HALF = dataclasses.replace(builders.TARGET, features=("asimdhp", "fphp"))
+MODELS = (
+    "conv_net",
+    "depthwise_residual",
+    "scaled_head",
+    "mlp",
+    "bert_block",
+    "lstm",
+    "branches",
+    "loop",
+    "shared_initializers",
+    "old_softmax",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """A pass with settings, the models it must succeed on, and what it promises."""
+
+    technique: str
+    settings: dict[str, Scalar]
+    works_on: tuple[str, ...]
+    noise: float
+    """Largest power of the outputs' difference over the outputs' own."""
+    idempotent: bool = False
+
+    def __str__(self) -> str:
+        return "-".join([self.technique, *map(str, self.settings.values())])
+
+
+CONVOLUTIONS = ("depthwise_residual", "shared_initializers", "loop")
+"""Nothing there for dynamic quantization: convolutions, and a product inside a loop."""
+LOSSLESS = 1e-11
+LAWS = (
+    Law("tidy", {}, MODELS, LOSSLESS, idempotent=True),
+    Law("fold_batch_norm", {}, MODELS, LOSSLESS, idempotent=True),
+    Law("fuse_transformer", {}, ("bert_block",), LOSSLESS),
+    Law("cast_fp16", {"mode": "weights"}, ("conv_net", "mlp", "bert_block", "lstm"), 1e-5),
+    Law("cast_fp16", {"mode": "full"}, tuple(name for name in MODELS if name != "loop"), 1e-5),
+    Law("quantize_dynamic", {}, tuple(name for name in MODELS if name not in CONVOLUTIONS), 2e-2),
+    Law("quantize_static", {}, tuple(name for name in MODELS if name not in ("loop", "old_softmax")), 2e-2),
+)
+CASES = [pytest.param(law, name, id=f"{law}-{name}") for law in LAWS for name in law.works_on]
+OTHERS = [pytest.param(law, name, id=f"{law}-{name}") for law in LAWS for name in MODELS if name not in law.works_on]
+
+
+def build(name: str) -> ir.Model:
+    model = getattr(builders, name)()
+    assert isinstance(model, ir.Model)
+    return model
+
+
+def apply(law: Law, model: ir.Model) -> ir.Model:
+    evidence = builders.FakeEvidence(model, target=HALF)
+    made = find_pass(law.technique).apply(model, law.settings, evidence)
+    assert isinstance(made, ir.Model)
+    return made
+
+
+def noise(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
+    """Noise-to-signal power of the worst output."""
+    pairs = [
+        (np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)) for a, b in zip(ours, theirs, strict=True)
+    ]
+    return max(float(np.square(a - b).sum() / max(np.square(b).sum(), 1e-30)) for a, b in pairs)
+
+
+def test_every_pass_of_the_catalogue_has_a_law() -> None:
+    assert {law.technique for law in LAWS} == set(PASSES)
+
+
+@pytest.mark.parametrize(("law", "name"), CASES)
+def test_pass_keeps_its_promises(law: Law, name: str) -> None:
+    model = build(name)
+    before = builders.to_bytes(model)
+    made = apply(law, model)
+    assert builders.to_bytes(model) == before, "the input was changed"
+    check.verify(made, like=model)
+    feeds = builders.feeds(model, seed=11, symbols=3)
+    expected = builders.run(model, feeds)
+    assert noise(builders.run(made, feeds), expected) <= law.noise
+    assert noise(builders.run(made, feeds, optimized=True), expected) <= law.noise
+    assert builders.to_bytes(apply(law, build(name))) == builders.to_bytes(made), "the same model gave other bytes"
+    if law.idempotent:
+        assert builders.to_bytes(apply(law, made)) == builders.to_bytes(made), "a second round changed something"
+
+
+@pytest.mark.parametrize(("law", "name"), OTHERS)
+def test_pass_refuses_or_fails_with_a_hint_where_it_has_nothing_to_do(law: Law, name: str) -> None:
+    model = build(name)
+    refused = find_pass(law.technique).refuse(builders.signature(model), HALF)
+    if refused is not None:
+        assert refused.strip()
+        return
+    before = builders.to_bytes(model)
+    with pytest.raises(PassFailed) as failure:
+        apply(law, model)
+    assert failure.value.hint
+    assert builders.to_bytes(model) == before
+
+
+@pytest.mark.parametrize("law", LAWS, ids=str)
+def test_pass_leaves_external_weights_alone_and_works_from_them(law: Law, tmp_path: Path) -> None:
+    model = builders.with_external_data(build(law.works_on[0]), tmp_path)
+    weights = (tmp_path / "weights.bin").read_bytes()
+    made = apply(law, model)
+    check.verify(made, like=model)
+    feeds = builders.feeds(model, seed=5)
+    assert noise(builders.run(made, feeds), builders.run(build(law.works_on[0]), feeds)) <= law.noise
+    assert (tmp_path / "weights.bin").read_bytes() == weights
+
+
+@pytest.mark.parametrize("law", [law for law in LAWS if law.technique != "fuse_transformer"], ids=str)
+def test_pass_runs_behind_clean_up_and_folding(law: Law) -> None:
+    model = build(law.works_on[0])
+    made = model
+    for earlier in (LAWS[0], LAWS[1], law):
+        made = apply(earlier, made)
+    check.verify(made, like=model)
+    feeds = builders.feeds(model, seed=3)
+    assert noise(builders.run(made, feeds, optimized=True), builders.run(model, feeds)) <= law.noise + LOSSLESS
+
+
+def hashes() -> str:
+    """What ``python test_pass_laws.py`` prints: a hash of every law's first model after the pass."""
+    lines = [
+        f"{law} {hashlib.sha256(builders.to_bytes(apply(law, build(law.works_on[0])))).hexdigest()}" for law in LAWS
+    ]
+    return "\n".join(lines)
+
+
+def test_bytes_do_not_depend_on_the_process_that_made_them() -> None:
+    tests = Path(__file__).resolve().parents[1]
+    made = []
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": f"{tests}:{tests / 'unit'}"}
+        command = [sys.executable, "-c", "import test_pass_laws; print(test_pass_laws.hashes())"]
+        made.append(subprocess.run(command, env=environment, capture_output=True, check=True, text=True).stdout)
+    assert made[0] == made[1]
+    assert made[0].strip() == hashes()

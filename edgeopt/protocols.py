@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Model: TypeAlias = ir.Model
     Array: TypeAlias = NDArray[np.generic]
+    Labels: TypeAlias = NDArray[np.int64]
     Feeds: TypeAlias = Mapping[str, Array]
     """Input name to array, for one inference (the batch axis included where the model has one)."""
 
@@ -30,7 +31,7 @@ class Samples(Protocol):
     """Real or made-up inputs, one inference at a time."""
 
     origin: DataOrigin
-    labels: Array | None
+    labels: Labels | None
     """Class indices [samples], where the drop gave them."""
 
     def __len__(self) -> int:

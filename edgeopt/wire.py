@@ -11,6 +11,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
@@ -49,21 +50,13 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _decode(kind: Any, data: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _decode_record(kind, data, where)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return data
-    if origin is typing.Literal:
-        return _require(data in arguments, data, where, f"one of {arguments}")
-    if origin in (typing.Union, types.UnionType):
-        return _decode_union(arguments, data, where)
-    if origin is tuple:
-        return _decode_tuple(arguments, data, where)
-    if origin is dict:
-        _require(isinstance(data, dict), data, where, "an object")
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
-    return _decode_scalar(kind, data, where)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _decode_record(kind, data, where)
+    origin = typing.get_origin(kind)
+    composite = _COMPOSITES.get(origin)
+    return composite(typing.get_args(kind), data, where) if composite else _decode_scalar(kind, data, where)
 
 
 def _decode_record(kind: type, data: Any, where: str) -> Any:
@@ -82,6 +75,15 @@ def _decode_record(kind: type, data: Any, where: str) -> Any:
     return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in data.items()})
 
 
+def _decode_literal(arguments: tuple[Any, ...], data: Any, where: str) -> Any:
+    return _require(data in arguments, data, where, f"one of {arguments}")
+
+
+def _decode_dict(arguments: tuple[Any, ...], data: Any, where: str) -> Any:
+    _require(isinstance(data, dict), data, where, "an object")
+    return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
+
+
 def _decode_union(arguments: tuple[Any, ...], data: Any, where: str) -> Any:
     for argument in arguments:
         try:
@@ -96,7 +98,9 @@ def _decode_tuple(arguments: tuple[Any, ...], data: Any, where: str) -> Any:
     if len(arguments) == 2 and arguments[1] is ...:
         return tuple(_decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(data))
     _require(len(data) == len(arguments), data, where, f"an array of {len(arguments)}")
-    return tuple(_decode(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(zip(arguments, data, strict=True)))
+    return tuple(
+        _decode(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(zip(arguments, data, strict=True))
+    )
 
 
 def _decode_scalar(kind: Any, data: Any, where: str) -> Any:
@@ -110,3 +114,12 @@ def _require(fits: bool, data: Any, where: str, wanted: str) -> Any:
     if not fits:
         raise ValueError(f"{where} is {data!r:.80}, not {wanted}")
     return data
+
+
+_COMPOSITES: dict[Any, Callable[[tuple[Any, ...], Any, str], Any]] = {
+    typing.Literal: _decode_literal,
+    typing.Union: _decode_union,
+    types.UnionType: _decode_union,
+    tuple: _decode_tuple,
+    dict: _decode_dict,
+}

@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from edgeopt.protocols import Samples
 from edgeopt.records import DataOrigin
 
 if TYPE_CHECKING:
-    from edgeopt.protocols import Array
+    from edgeopt.protocols import Array, Labels
 
 MOST_CALIBRATION_SAMPLES = 1024
 _CALIBRATION_SHARE = 3
@@ -30,7 +28,7 @@ class Subset:
     def __init__(self, samples: Samples, indices: Sequence[int], origin: str) -> None:
         self._samples = samples
         self._indices = tuple(indices)
-        self.labels: Array | None = None if samples.labels is None else np.asarray(samples.labels)[list(self._indices)]
+        self.labels: Labels | None = None if samples.labels is None else samples.labels[list(self._indices)]
         self.origin: DataOrigin = replace(samples.origin, samples=len(self._indices), origin=origin)
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ from edgeopt.stages.forms import OutputForm, recognise
 from edgeopt.stages.frames import read_frame, write_frame
 
 if TYPE_CHECKING:
-    from edgeopt.protocols import Array, Feeds, Samples
+    from edgeopt.protocols import Array, Feeds, Labels, Samples
     from edgeopt.stages.runners import Runner
 
 MOST_SAMPLES = 512
@@ -48,10 +48,10 @@ class Reference:
         return self.origin.origin == "synthetic"
 
     @property
-    def labels(self) -> NDArray[np.int64] | None:
+    def labels(self) -> Labels | None:
         """Class indices of the samples that were run."""
         labels = self.samples.labels
-        return None if labels is None else np.asarray(labels, dtype=np.int64)[list(self.indices)]
+        return None if labels is None else labels[list(self.indices)]
 
     def outputs(self) -> Iterator[list[NDArray[Any]]]:
         """The original's outputs, sample by sample."""

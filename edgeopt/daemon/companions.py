@@ -26,11 +26,13 @@ def data_of(drop: Drop) -> tuple[str, ...]:
 def shared_data(drop: Drop) -> frozenset[str]:
     """Those of the drop's entries that another model in the inbox refers to as well, or may."""
     own = {drop.model, drop.job_file, drop.calibration, drop.eval}
+    # a model that cannot be read may still be arriving: it may need any data file but those named after this drop
     data = {path for path in drop.entries if path not in own}
+    unnamed = {path for path in data if not path.startswith(drop.name)}
     shared: set[str] = set()
     for other in _other_models(drop) if data and not drop.folder else ():
         references = _references(drop, other)
-        shared |= data if references is None else data.intersection(references)
+        shared |= unnamed if references is None else data.intersection(references)
     return frozenset(shared)
 
 

@@ -84,6 +84,17 @@ def test_external_data_that_another_model_needs_stays(inbox: Path) -> None:
     assert names_in(inbox) == ["b.onnx", "w.data"]
 
 
+def test_data_that_a_model_still_arriving_may_need_stays_unless_it_has_the_drops_name(inbox: Path) -> None:
+    for location in ("w.data", "a.onnx.data"):
+        (inbox / "a.onnx").write_bytes(external_model(location))
+        drop = only_drop(inbox)
+        (inbox / "b.onnx").write_bytes(model_bytes()[:50])
+        (inbox / location).write_bytes(bytes(16))
+        move_to_rejected(drop, inbox.parent / "rejected", name="a", sha12=SHA12, reason=REASON)
+        (inbox / "b.onnx").unlink()
+    assert names_in(inbox) == ["w.data"]
+
+
 def test_a_model_that_refers_outside_takes_nothing_from_there(inbox: Path) -> None:
     (inbox.parent / "secret").write_text("s")
     (inbox / "a.onnx").write_bytes(external_model("../secret"))

@@ -35,7 +35,7 @@ _RETRY_ROUNDS = 30
 _EXHAUSTED = {
     errno.ENOSPC: "the limit fs.inotify.max_user_watches is used up",
     errno.EMFILE: "the limit fs.inotify.max_user_instances is used up",
-    errno.ENOSYS: "the kernel has no inotify",
+    errno.ENOSYS: "the kernel has no inotify, or watchdog is older than 7.1",
 }
 
 
@@ -207,6 +207,8 @@ class _Events:
 
 
 def _open_inotify() -> InotifyFD:
-    from watchdog.observers.inotify_c import InotifyFD
-
+    try:
+        from watchdog.observers.inotify_c import InotifyFD
+    except ImportError as error:  # a watchdog before 7.1, whose layer hides the overflow
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from error
     return InotifyFD()  # our own, not the process-wide one

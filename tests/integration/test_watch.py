@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,6 +164,16 @@ def test_exhausted_limits_fall_back_to_polling_and_say_so(
     assert watcher.backend == "poll"
     assert "max_user_instances" in (watcher.fallback_reason or "")
     assert alarm.rings()
+    assert alarm.rings()
+    watcher.stop()
+
+
+def test_an_older_watchdog_is_no_crash_but_polling(inbox: Path, alarm: Alarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "watchdog.observers.inotify_c", None)
+    watcher = Watcher(inbox, backend="inotify", wake=alarm, poll_s=0.05)
+    watcher.start()
+    assert watcher.backend == "poll"
+    assert "watchdog is older" in (watcher.fallback_reason or "")
     assert alarm.rings()
     watcher.stop()
 

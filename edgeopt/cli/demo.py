@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -180,7 +181,7 @@ def _follow(daemon: Daemon, observe: Observe) -> None:
             if job["stage"] != stage:
                 stage = job["stage"]
                 observe(Event(kind="stage", fields={"stage": stage or job["state"]}))
-            observe(Event(kind="progress", fields={"ratio": job.get("progress") or 0.0}))
+            observe(Event(kind="progress", fields=_progress(job)))
             if job["state"] in _OVER:
                 return _require_published(job)
         time.sleep(_POLL_S)
@@ -195,6 +196,16 @@ def _job(daemon: Daemon) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None  # a busy machine may miss one poll; check_alive notices a dead daemon
     return next((job for job in jobs if job["name"] == NAME), None)
+
+
+def _progress(job: dict[str, Any]) -> dict[str, Any]:
+    """The API's ``progress`` (0..1) and ``trial`` (``trial 3/9``) as the worker's own event has them."""
+    trial = re.fullmatch(r"trial (\d+)/(\d+)", job.get("trial") or "")
+    return {
+        "ratio": job.get("progress") or 0.0,
+        "trial": int(trial[1]) if trial else 0,
+        "trials": int(trial[2]) if trial else 0,
+    }
 
 
 def _require_published(job: dict[str, Any]) -> None:

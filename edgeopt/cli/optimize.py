@@ -82,8 +82,8 @@ def print_result(manifest: dict[str, Any], *, folder: Path, reason: str) -> None
     tables.draw(tables.CANDIDATE_COLUMNS, tables.candidate_rows(manifest), to=sys.stdout)
     print()
     print(f"winner  {tables.label(manifest.get('recipe', []))}")
-    speedup = (manifest.get("result") or {}).get("speedup")
-    print(f"        {tables.speedup(speedup)} times as fast as the original")
+    if speedup := (manifest.get("result") or {}).get("speedup"):
+        print(f"        {tables.speedup(speedup)} times as fast as the original")
     if reason:
         print(f"reason  {printable(reason)}")
     print(f"folder  {folder}")

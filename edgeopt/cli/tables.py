@@ -6,61 +6,79 @@ aligned columns without any control codes elsewhere. Nothing here decides anythi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TextIO
 
 from edgeopt.daemon.printable import printable
 
-CANDIDATE_COLUMNS = ("recipe", "p50 ms", "speedup [95 %]", "size", "quality drop [95 %]", "outcome")
+CANDIDATE_COLUMNS = ("recipe", "p50 ms", "speedup [95 %]", "size", "quality, drop [95 %]", "outcome")
 _NOTHING = "-"
 
 
 def candidate_rows(manifest: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row for the original, then one for each candidate, in the manifest's order; the winner is marked."""
+    """One row for the original, then one for each candidate, in the manifest's order; the winner is marked.
+
+    A recipe's settings are shown where candidates differ in them; the whole of it stands in the manifest.
+    """
     winner = label(manifest.get("recipe", []))
     baseline = manifest.get("baseline", {})
-    original_won = winner == label([])
+    candidates = [each for each in manifest.get("candidates", []) if each.get("recipe")]
+    shown = _telling_settings([each["recipe"] for each in candidates])
     rows: list[tuple[str, ...]] = [
         (
             label([]),
             _milliseconds(baseline.get("latency_ms")),
             "1.00",
             size(baseline.get("bytes")),
-            _NOTHING,
-            "winner" if original_won else "the original",
+            quality(baseline.get("quality")),
+            "winner" if winner == label([]) else "the original",
         )
     ]
-    for candidate in manifest.get("candidates", []):
-        name = label(candidate.get("recipe", []))
-        if name != label([]):
-            rows.append(_candidate_row(name, candidate, baseline, winner=name == winner))
+    for candidate in candidates:
+        own = _candidate_row(candidate, baseline, winner=label(candidate["recipe"]) == winner)
+        rows.append((label(candidate["recipe"], shown=shown), *own))
     return rows
 
 
-def _candidate_row(
-    name: str, candidate: Mapping[str, Any], baseline: Mapping[str, Any], *, winner: bool
-) -> tuple[str, ...]:
+def _telling_settings(recipes: Sequence[Sequence[Mapping[str, Any]]]) -> set[tuple[str, str]]:
+    """(technique, setting) pairs that do not have the same value in all recipes with that technique."""
+    steps: dict[str, list[Mapping[str, Any]]] = {}
+    for step in (step for recipe in recipes for step in recipe):
+        steps.setdefault(str(step["technique"]), []).append(step)
+    return {
+        (technique, setting)
+        for technique, found in steps.items()
+        for setting in {key for step in found for key in step}
+        if len({repr(step.get(setting)) for step in found}) > 1
+    }
+
+
+def _candidate_row(candidate: Mapping[str, Any], baseline: Mapping[str, Any], *, winner: bool) -> tuple[str, ...]:
     result = candidate.get("result") or {}
     ratio, original_bytes = result.get("bytes_ratio"), baseline.get("bytes")
     own_bytes = result.get("bytes") or (original_bytes / ratio if ratio and original_bytes else None)
     refused = candidate.get("refused")
     outcome = "winner" if winner else f"refused: {refused}" if refused else "not chosen"
     return (
-        name,
         _milliseconds(result.get("latency_ms")),
         speedup(result.get("speedup")),
         size(own_bytes),
-        drop(result.get("quality")),
+        quality(result.get("quality")),
         outcome,
     )
 
 
-def label(recipe: Sequence[Mapping[str, Any]]) -> str:
-    """A manifest's recipe as :attr:`edgeopt.records.Recipe.label` shows it; ``original`` where it is empty."""
+def label(recipe: Sequence[Mapping[str, Any]], *, shown: Collection[tuple[str, str]] | None = None) -> str:
+    """A manifest's recipe as :attr:`edgeopt.records.Recipe.label` shows it; ``original`` where it is empty.
+
+    ``shown`` are the (technique, setting) pairs to show; all of them where it is None.
+    """
     steps = []
     for step in recipe:
-        settings = ", ".join(f"{key}={step[key]}" for key in sorted(step) if key != "technique")
-        steps.append(f"{step['technique']}({settings})" if settings else str(step["technique"]))
+        technique = str(step["technique"])
+        keys = [key for key in sorted(step) if key != "technique" and (shown is None or (technique, key) in shown)]
+        settings = ", ".join(f"{key}={step[key]}" for key in keys)
+        steps.append(f"{technique}({settings})" if settings else technique)
     return " + ".join(steps) or "original"
 
 
@@ -72,12 +90,13 @@ def speedup(interval: Mapping[str, Any] | None) -> str:
     return f"{interval['value']:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def drop(quality: Mapping[str, Any] | None) -> str:
-    """``0.0019 [0.0000, 0.0056] accuracy``: the drop, its 95 % interval, what it is a drop of."""
-    if not quality:
+def quality(found: Mapping[str, Any] | None) -> str:
+    """``accuracy 0.9883, drop 0.0019 [0.0000, 0.0056]``: what was judged by, its value, the drop with its 95 % interval."""
+    if not found:
         return _NOTHING
-    low, high = quality["ci95"]
-    return f"{quality['drop']:.4f} [{low:.4f}, {high:.4f}] {quality['metric']}"
+    low, high = found["ci95"]
+    seen = f"{found['metric']} {found['value']:.4f}"
+    return f"{seen}, drop {found['drop']:.4f} [{low:.4f}, {high:.4f}]" if found["drop"] or high else seen
 
 
 def size(count: float | None) -> str:

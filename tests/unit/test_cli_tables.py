@@ -35,12 +35,26 @@ def test_winner_is_marked_and_refusals_keep_their_reason() -> None:
     )
     assert [row[0] for row in rows] == [
         "original",
-        "cast_fp16(mode=full)",
-        "tidy + quantize_static(method=mse, per_channel=True)",
+        "cast_fp16",
+        "tidy + quantize_static",
     ]
     assert rows[0][-1] == "the original"
     assert rows[1][1:] == ("-", "-", "-", "-", "refused: no fp16 arithmetic here")
-    assert rows[2][1:] == ("0.050", "1.80 [1.70, 1.90]", "78.1 KiB", "0.0020 [0.0000, 0.0060] accuracy", "winner")
+    assert rows[2][1:] == ("0.050", "1.80 [1.70, 1.90]", "78.1 KiB", "accuracy 0.9800, drop 0.0020 [0.0000, 0.0060]", "winner")
+
+
+def test_only_settings_that_tell_candidates_apart_are_shown() -> None:
+    recipes = [
+        [{"technique": "tidy"}, {"technique": "quantize_static", "method": method, "per_channel": True}]
+        for method in ("mse", "entropy")
+    ]
+    rows = tables.candidate_rows(manifest(winner=recipes[1], candidates=[{"recipe": each} for each in recipes]))
+    assert [row[0] for row in rows[1:]] == [
+        "tidy + quantize_static(method=mse)",
+        "tidy + quantize_static(method=entropy)",
+    ]
+    assert [row[-1] for row in rows[1:]] == ["not chosen", "winner"]
+    assert tables.label(recipes[0]) == "tidy + quantize_static(method=mse, per_channel=True)"
 
 
 def test_original_is_the_winner_where_the_recipe_is_empty() -> None:

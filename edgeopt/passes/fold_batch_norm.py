@@ -39,6 +39,17 @@ class Affine:
         return Affine(later.scale * self.scale, later.scale * self.shift + later.shift)
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the output channels lie; the same behind every step of a chain."""
+
+    channels: int
+    axis: int
+    """Counted from the end: -1 for matrix products."""
+    rank: int | None
+    """None where a product's operands have no declared shape."""
+
+
 class FoldBatchNorm:
     """Fold BatchNormalization and per-channel scales and shifts into the weights in front of them. Idempotent."""
 
@@ -71,39 +82,45 @@ def _fold(linear: ir.Node, names: Names) -> None:
     weights = tensors.array(linear.inputs[1])
     if weights is None or weights.dtype not in _FLOATS or linear.graph is None:
         return
-    axis = _channel_axis(linear, weights.ndim)
-    if axis is None:
+    layout = _layout(linear, weights)
+    if layout is None:
         return
-    chain, affine = _chain(linear, _channels(linear, weights), axis)
+    chain, affine = _chain(linear, layout)
     # a product with a bias behind it is as folded as it can be
     only_bias = linear.op_type == "MatMul" and [node.op_type for node in chain] in (["Add"], ["Sub"])
     if affine is not None and not only_bias:
         _rewrite(linear, chain, affine, names)
 
 
-def _channel_axis(linear: ir.Node, rank: int) -> int | None:
-    """Axis of the output channels in the output, counted from the end; None where the operator is not understood."""
+def _layout(linear: ir.Node, weights: NDArray[Any]) -> Layout | None:
+    """The layout of what ``linear`` makes; None where its weights are not what they should be."""
+    rank, shape = weights.ndim, weights.shape
     if linear.op_type in ("Conv", "ConvTranspose"):
-        return 1 - rank if rank >= 3 else None
-    return -1 if rank == 2 else None
+        transposed = linear.op_type == "ConvTranspose"
+        channels = shape[1] * _int_attribute(linear, "group", 1) if transposed else shape[0]
+        return Layout(int(channels), 1 - rank, rank) if rank >= 3 else None
+    if rank != 2:
+        return None
+    channels = int(shape[0 if _int_attribute(linear, "transB", 0) else 1])
+    return Layout(channels, -1, 2 if linear.op_type == "Gemm" else _product_rank(linear))
 
 
-def _channels(linear: ir.Node, weights: NDArray[Any]) -> int:
-    if linear.op_type == "Conv":
-        return int(weights.shape[0])
-    if linear.op_type == "ConvTranspose":
-        return int(weights.shape[1]) * _int_attribute(linear, "group", 1)
-    return int(weights.shape[0 if _int_attribute(linear, "transB", 0) else 1])
+def _product_rank(product: ir.Node) -> int | None:
+    """Rank of a matrix product, as declared for its output or its left operand."""
+    for value in (product.outputs[0], product.inputs[0]):
+        if value is not None and value.shape is not None:
+            return value.shape.rank()
+    return None
 
 
-def _chain(linear: ir.Node, channels: int, axis: int) -> tuple[list[ir.Node], Affine | None]:
+def _chain(linear: ir.Node, layout: Layout) -> tuple[list[ir.Node], Affine | None]:
     """The affine nodes that follow one another behind ``linear``, and what they do together."""
     chain: list[ir.Node] = []
     total: Affine | None = None
     value = linear.outputs[0]
     while not tensors.is_shared(value) and len(value.uses()) == 1:
         node = next(iter(value.uses())).node
-        step = _affine(node, value, channels, axis) if node.graph is linear.graph else None
+        step = _affine(node, value, layout) if node.graph is linear.graph else None
         if step is None:
             break
         chain.append(node)
@@ -112,17 +129,17 @@ def _chain(linear: ir.Node, channels: int, axis: int) -> tuple[list[ir.Node], Af
     return chain, total
 
 
-def _affine(node: ir.Node, value: ir.Value, channels: int, axis: int) -> Affine | None:
+def _affine(node: ir.Node, value: ir.Value, layout: Layout) -> Affine | None:
     """What ``node`` does to ``value``, channel by channel; None where it does something else as well."""
     if node.domain != "" or node.op_type not in _AFFINE:
         return None
     if node.op_type == "BatchNormalization":
-        return _batch_norm(node, value, channels, axis)
+        return _batch_norm(node, value, layout)
     position = 1 - node.inputs.index(value)
-    other = _per_channel(node.inputs[position], value, channels, axis)
+    other = _per_channel(node.inputs[position], layout)
     if other is None:
         return None
-    one, zero = np.ones(channels), np.zeros(channels)
+    one, zero = np.ones(layout.channels), np.zeros(layout.channels)
     steps = {
         "Mul": Affine(other, zero),
         "Add": Affine(one, other),
@@ -133,14 +150,14 @@ def _affine(node: ir.Node, value: ir.Value, channels: int, axis: int) -> Affine 
     return steps.get(node.op_type)
 
 
-def _batch_norm(node: ir.Node, value: ir.Value, channels: int, axis: int) -> Affine | None:
+def _batch_norm(node: ir.Node, value: ir.Value, layout: Layout) -> Affine | None:
     trains = _int_attribute(node, "training_mode", 0) or any(out.uses() for out in node.outputs[1:])
     # batch normalization works on axis 1: of a matrix product that is the last axis only where the product is 2-D
-    misplaced = axis == -1 and (value.producer() is None or _output_rank(value) != 2)
+    misplaced = layout.axis == -1 and layout.rank != 2
     if trains or misplaced or node.inputs[0] is not value:
         return None
     parameters = [tensors.array(parameter) for parameter in node.inputs[1:5]]
-    if any(parameter is None or parameter.shape != (channels,) for parameter in parameters):
+    if any(parameter is None or parameter.shape != (layout.channels,) for parameter in parameters):
         return None
     gamma, beta, mean, variance = (np.asarray(parameter, dtype=np.float64) for parameter in parameters)
     epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
@@ -148,31 +165,19 @@ def _batch_norm(node: ir.Node, value: ir.Value, channels: int, axis: int) -> Aff
     return Affine(scale, beta - mean * scale)
 
 
-def _per_channel(other: ir.Value | None, value: ir.Value, channels: int, axis: int) -> Channels | None:
+def _per_channel(other: ir.Value | None, layout: Layout) -> Channels | None:
     """A constant operand as one number a channel; None where it varies along another axis or widens the output."""
     data = tensors.array(other)
     if data is None or data.dtype not in _FLOATS:
         return None
-    rank = 1 - axis if axis < -1 else (_output_rank(value) or 1)
-    if data.ndim > rank:
+    if data.ndim > (layout.rank or 1):
         return None
-    position = data.ndim + axis
+    position = data.ndim + layout.axis
     beside = [size for index, size in enumerate(data.shape) if index != position]
     along = data.shape[position] if position >= 0 else 1
-    if any(size != 1 for size in beside) or along not in (1, channels):
+    if any(size != 1 for size in beside) or along not in (1, layout.channels):
         return None
-    return np.broadcast_to(data.reshape(-1).astype(np.float64), (channels,))
-
-
-def _output_rank(value: ir.Value) -> int | None:
-    """Rank of a matrix product, as declared or as its operands imply."""
-    node = value.producer()
-    if node is not None and node.op_type == "Gemm":
-        return 2
-    if value.shape is not None:
-        return value.shape.rank()
-    source = node.inputs[0] if node is not None else None
-    return source.shape.rank() if source is not None and source.shape is not None else None
+    return np.broadcast_to(data.reshape(-1).astype(np.float64), (layout.channels,))
 
 
 def _rewrite(linear: ir.Node, chain: list[ir.Node], affine: Affine, names: Names) -> None:

@@ -110,7 +110,8 @@ def _sentences(finding: Mapping[str, Any]) -> list[str]:
     elif place == "job":
         version = f", version {finding['version']}" if finding["version"] else ""
         lines = [f"job {finding['job_id']}: {finding['state']}{version}"]
-        lines += [f"  {finding[key]}" for key in ("message", "hint") if finding[key]]
+        told = () if finding["state"] == "published" else ("message", "hint")  # a version tells its reason itself
+        lines += [f"  {finding[key]}" for key in told if finding[key]]
     elif place == "rejected":
         lines = [f"rejected: {finding['path']}"]
         lines += [f"  {finding[key]}" for key in ("code", "message", "hint") if finding.get(key)]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.cli import options, tables
+from edgeopt.daemon.printable import printable
 from edgeopt.errors import CorruptState, EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edgeopt.daemon.jobs import Job, JobStore, State
 
 DATABASE_FILE = "jobs.sqlite"
+_REASON_CHARACTERS = 120
 _JOBS_COLUMNS = ("job", "state", "name", "version", "stage", "changed", "reason")
 
 
@@ -157,7 +159,7 @@ def _run_jobs(arguments: argparse.Namespace, store: JobStore) -> int:
             str(job.version or "-"),
             job.stage or "-",
             _ago(time.time() - job.updated_s),
-            job.message or "-",
+            printable(job.message, limit=_REASON_CHARACTERS) or "-",
         )
         for job in jobs
     ]

@@ -285,7 +285,9 @@ class JobStore:
 
     # ------------------------------------------------------------ inside
     def _move(self, job_id: str, state: State, *, since: Collection[State], **changes: str | int) -> None:
-        values: dict[str, str | int | float] = {"state": state, "request": "", "updated_s": self._wall_s(), **changes}
+        values: dict[str, str | int | float] = {"state": state, "updated_s": self._wall_s(), **changes}
+        if state not in ACTIVE:
+            values["request"] = ""  # there is nothing left to wish for
         assignments = ", ".join(f"{name} = ?" for name in values)
         with self._transaction() as database_:
             job = self.get(job_id)

@@ -122,6 +122,16 @@ def test_wish_of_another_process_is_seen_and_answered(store: JobStore, tmp_path:
         store.ask("nobody", "cancel")
 
 
+def test_wish_for_a_job_survives_a_daemon_that_dies(store: JobStore) -> None:
+    queued(store, "a")
+    store.start("a")
+    store.ask("a", "cancel")
+    store.recover()
+    assert [job.job_id for job in store.requests()] == ["a"]
+    store.finish("a", "cancelled")
+    assert store.requests() == []
+
+
 def test_pruning_keeps_unfinished_jobs_and_drops_still_in_the_inbox(store: JobStore) -> None:
     queued(store, "active")
     queued(store, "unsettled")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, TypeAlias
 
-from edgeopt.errors import TooLarge, UnsupportedModel
+from edgeopt.errors import NotAModel, TooLarge, UnsupportedModel
 from edgeopt.graph import walk
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class GraphLimits:
 def check_size(model: onnx.ModelProto, limits: GraphLimits) -> None:
     """Raise :class:`~edgeopt.errors.TooLarge` or :class:`~edgeopt.errors.UnsupportedModel` where a cap is exceeded."""
     _check_depth(model, limits)
+    _check_text(model)
     total = expanded_nodes(model)
     if total > limits.nodes:
         raise TooLarge(
@@ -116,6 +117,12 @@ def _check_depth(model: onnx.ModelProto, limits: GraphLimits) -> None:
             f"If, Loop and Scan are nested {deepest} deep, more than {limits.depth}",
             hint="Export the model with flatter control flow.",
         )
+
+
+def _check_text(model: onnx.ModelProto) -> None:
+    strange = next((name for name in walk.identifiers(model) if isinstance(name, bytes)), None)
+    if strange is not None:
+        raise NotAModel(f"the name {strange[:60]!r} in the graph is not UTF-8", hint="Export or copy the model again.")
 
 
 def _count(number: int) -> str:

@@ -7,7 +7,10 @@ docs/intake.md lists every check with what it guards against. External weights s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -15,6 +18,10 @@ from edgeopt.errors import UnsupportedModel
 from edgeopt.graph import infer, operators, weights
 from edgeopt.graph.limits import GraphLimits, check_size
 from edgeopt.graph.parse import parse_file
+from edgeopt.graph.skeleton import skeleton
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def load(path: Path, *, limits: GraphLimits | None = None) -> ir.Model:
@@ -34,28 +41,61 @@ def load_checked(path: Path, *, limits: GraphLimits) -> ir.Model:
     check_size(proto, limits)
     operators.check(proto)
     weights.check(proto, path, model_bytes=limits.model_bytes)
-    _check_valid(path)
-    try:
+    shapeless = bool(_shapeless(proto))
+    if not shapeless:
+        _check_valid(str(path))
+    with _translated():
         model = ir.from_proto(proto)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-        raise UnsupportedModel(
-            f"the model cannot be brought into memory: {_first_line(error)}", hint="Export the model again."
-        ) from error
-    ir.external_data.set_base_dir(model.graph, str(path.parent))
+        ir.external_data.set_base_dir(model.graph, str(path.parent))
+        bare = _with_shapes(model) if shapeless else None
+    if bare is not None:
+        _check_valid(bare)
     return model
 
 
-def _check_valid(path: Path) -> None:
-    """Run onnx's checker, on the path, so that models over 2 GiB work too."""
+def _check_valid(subject: str | onnx.ModelProto) -> None:
+    """Run onnx's checker; on a path, so that models over 2 GiB work too, wherever that can be."""
     import onnx
 
     try:
-        onnx.checker.check_model(str(path))
+        onnx.checker.check_model(subject)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise UnsupportedModel(
             f"the graph is not valid ONNX: {_first_line(error)}", hint="Export the model again with a current exporter."
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What onnx_ir raises on graphs that the checker has not seen, or passes."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:  # SerdeError is a RuntimeError
+        raise UnsupportedModel(
+            f"the graph is not valid ONNX: {_first_line(error.__cause__ or error)}",
+            hint="Export the model again with a current exporter.",
+        ) from error
+
+
+def _with_shapes(model: ir.Model) -> onnx.ModelProto:
+    """The model's skeleton with some shape on every input and output.
+
+    The checker wants one, although runtimes do not and exporters leave it out; it does not look at what it says.
+    """
+    bare = skeleton(model)
+    for value in _shapeless(bare):
+        value.type.tensor_type.shape.SetInParent()
+    return bare
+
+
+def _shapeless(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Inputs and outputs that are tensors of no stated rank."""
+    return [
+        value
+        for value in (*proto.graph.input, *proto.graph.output)
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
+    ]
+
+
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

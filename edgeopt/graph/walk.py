@@ -57,6 +57,27 @@ def nodes(root: Body) -> Iterator[onnx.NodeProto]:
         yield from place.body.node
 
 
+def identifiers(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    """Every word of a model that something is looked up by or shown; protobuf hands out bytes where one is not UTF-8."""
+    yield from (model.producer_name, model.producer_version, model.domain, model.doc_string, model.graph.name)
+    yield from (imported.domain for imported in model.opset_import)
+    yield from (word for entry in model.metadata_props for word in (entry.key, entry.value))
+    for name, tensor in tensors(model):
+        yield name
+        yield from (word for entry in tensor.external_data for word in (entry.key, entry.value))
+    for function in model.functions:
+        yield from (function.domain, function.name, function.overload, *function.input, *function.output)
+    for root in roots(model):
+        for place in bodies(root):
+            if isinstance(place.body, type(model.graph)):
+                for value in (*place.body.input, *place.body.output, *place.body.value_info):
+                    yield value.name
+                    yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+            for node in place.body.node:
+                yield from (node.name, node.op_type, node.domain, node.overload, *node.input, *node.output)
+                yield from (word for attribute in node.attribute for word in (attribute.name, attribute.ref_attr_name))
+
+
 def tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
     """Every tensor with the name a reader knows it by: the initializer's, or that of the node that holds it."""
     for root in roots(model):

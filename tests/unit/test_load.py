@@ -378,6 +378,23 @@ def test_graph_that_reads_what_nobody_makes_is_refused(tmp_path: Path) -> None:
     assert "not valid ONNX" in refusal(tmp_path, model, UnsupportedModel)
 
 
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    content = matmul().SerializeToString().replace(b"product", b"pro\x80uct")
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(NotAModel, match="not UTF-8"):
+        load_checked(tmp_path / "model.onnx", limits=LIMITS)
+
+
+def test_inputs_and_outputs_without_any_shape_pass_the_checker(tmp_path: Path) -> None:
+    with_data(tmp_path)
+    model = external()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    assert load_checked(saved(tmp_path, model), limits=LIMITS).graph.inputs[0].shape is None
+    model.graph.node[0].input[0] = "nobody"
+    assert "not valid ONNX" in refusal(tmp_path, model, UnsupportedModel)
+
+
 # ---------------------------------------------------------------- shape inference
 def test_shapes_of_inner_values_are_inferred(tmp_path: Path) -> None:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]

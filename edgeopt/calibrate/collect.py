@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.calibrate import instrument
-from edgeopt.calibrate.ranges import TensorStats
+from edgeopt.calibrate.ranges import TensorStats, not_finite
 from edgeopt.errors import PassFailed
 from edgeopt.protocols import Evidence
 
@@ -31,10 +31,15 @@ _BATCH = 16
 
 @dataclass(slots=True)
 class Observation:
-    """What was seen of one tensor; ``mean`` has one entry for each channel and is empty where it was not asked for."""
+    """What was seen of one tensor."""
 
     stats: TensorStats = field(default_factory=TensorStats)
-    mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    mean_sum: NDArray[np.float64] | float = 0.0
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """The mean of each channel; of one entry where it was not asked for."""
+        return np.atleast_1d(np.asarray(self.mean_sum / self.stats.samples, np.float64))
 
 
 def collect(
@@ -98,6 +103,10 @@ def _collect(
         if number % _BATCH == 0:
             _flush(observations, waiting)
     _flush(observations, waiting)
+    for name, observation in observations.items():
+        # A reduction to an extreme may skip a NaN; a sum cannot.
+        if not np.isfinite(observation.mean_sum).all():
+            raise not_finite(name)
     return observations
 
 
@@ -111,27 +120,16 @@ def _shapes(model: ir.Model, names: list[str], evidence: Evidence) -> dict[str, 
 def _add(observation: Observation, probe: instrument.Probe, arrays: Mapping[str, Array], name: str) -> None:
     low = float(arrays[probe.low].item()) if probe.low is not None else 0.0
     high = float(arrays[probe.high].item())
+    observation.stats.add(low, high, name=name)
     if probe.mean is not None:
-        mean = arrays[probe.mean].astype(np.float64)
-        if mean.ndim > 1:
-            mean = mean.mean(axis=(0, *range(2, mean.ndim)))
-        if not observation.mean.size:
-            observation.mean = np.zeros(mean.shape)
-        # A reduction to an extreme may skip a NaN; a sum cannot.
-        high = high if np.isfinite(mean).all() else float("nan")
-        count = observation.stats.samples
-        observation.mean = (observation.mean * count + mean) / (count + 1)
-    observation.stats.add(low, high, np.zeros(0), name=name)
+        mean = arrays[probe.mean]
+        rows = mean.reshape(mean.shape[0], -1) if mean.ndim > 1 else mean.reshape(1, -1)
+        observation.mean_sum = observation.mean_sum + (rows[0] if len(rows) == 1 else rows.mean(axis=0))
 
 
 def _flush(observations: Mapping[str, Observation], waiting: dict[str, list[Array]]) -> None:
     for name, arrays in waiting.items():
         if arrays:
-            values = np.concatenate([array.ravel() for array in arrays]).astype(np.float32)
-            if not np.isfinite(values).all():
-                raise PassFailed(
-                    f"activation {name!r} is not finite in the calibration samples",
-                    hint="Check that the calibration samples are preprocessed as the model expects.",
-                )
-            observations[name].stats.histogram.add(values)
+            values = np.concatenate([array.ravel() for array in arrays])
+            observations[name].stats.add_values(values.astype(np.float32, copy=False), name=name)
             arrays.clear()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,11 +23,12 @@ from numpy.typing import NDArray
 from edgeopt.graph import edit, tensors
 from edgeopt.graph.naming import Names
 
-VALUES_PER_SAMPLE = 2048
-"""How many values of a tensor each sample contributes to the histogram methods."""
+VALUES_PER_SAMPLE = 1024
+"""How many values of a tensor each sample contributes to the histogram methods, up to twice as many from feature maps."""
 
-_GOLDEN = 2_654_435_761
-"""Knuth's multiplicative-hashing constant, a prime: its multiples spread over any tensor without hitting a column twice."""
+_GOLDEN = (5**0.5 - 1) / 2
+"""The fractional parts of its multiples spread evenly over [0, 1): no row, column or channel is preferred."""
+_BELOW_ONE = 1.0 - 2.0**-20
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +99,13 @@ class _Probes:
         node = ir.Node("", operator, inputs, packed, name=name)
         output = node.outputs[0]
         output.name = name
-        output.type = ir.TensorType(ir.DataType.INT64 if operator in ("Shape", "Size", "Mod") else ir.DataType.FLOAT)
+        counted = operator in ("Shape", "Size") or attributes.get("to") == int(ir.DataType.INT64)
+        output.type = ir.TensorType(ir.DataType.INT64 if counted else ir.DataType.FLOAT)
         self._graph.append(node)
         return output
 
-    def _constant(self, data: NDArray[np.int64]) -> ir.Value:
-        key = data.tobytes()
+    def _constant(self, data: NDArray[Any]) -> ir.Value:
+        key = data.dtype.str.encode() + data.tobytes()
         if key not in self._constants:
             self._constants[key] = edit.add_initializer(self._graph, self._names.fresh("observe_constant"), data)
         return self._constants[key]
@@ -112,15 +115,20 @@ class _Probes:
 
     def _thinned(self, value: ir.Value, shape: tuple[int, ...], *, feature_map: bool) -> str:
         if feature_map:
-            wanted = int(np.sqrt(np.prod(shape) / VALUES_PER_SAMPLE))
-            strides = [max(1, min(wanted, side)) for side in shape[2:]]
+            # Four places along each side at least: a coarser grid would see little but the border.
+            wanted = int(np.ceil(np.sqrt(np.prod(shape) / (2 * VALUES_PER_SAMPLE))))
+            strides = [max(1, min(wanted, side // 4)) for side in shape[2:]]
             if max(strides) > 1:
                 value = self._node("MaxPool", [value], kernel_shape=[1, 1], strides=strides)
+            sides = [-(-side // stride) for side, stride in zip(shape[2:], strides, strict=True)]
+            if np.prod([*shape[:2], *sides]) <= 2 * VALUES_PER_SAMPLE and max(strides) > 1:
+                return str(value.name)
         flat = self._node("Reshape", [value, self._constant(np.array([-1], np.int64))])
-        spread = self._constant(np.arange(VALUES_PER_SAMPLE, dtype=np.int64) * _GOLDEN)
+        shares = np.modf(np.arange(VALUES_PER_SAMPLE) * _GOLDEN)[0] * _BELOW_ONE
         # The size is taken at run time: the next sample may be a larger picture or a longer sentence.
-        index = self._node("Mod", [spread, self._node("Size", [flat])])
-        return self.emit("Gather", [flat, index], axis=0)
+        size = self._node("Cast", [self._node("Size", [flat])], to=int(ir.DataType.FLOAT))
+        places = self._node("Mul", [self._constant(shares.astype(np.float32)), size])
+        return self.emit("Gather", [flat, self._node("Cast", [places], to=int(ir.DataType.INT64))], axis=0)
 
     def _mean(self, value: ir.Value, shape: tuple[int, ...], channel: int) -> str:
         if channel == 1 and len(shape) > 2:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TypeAlias
 
 import numpy as np
@@ -52,20 +53,19 @@ class TensorStats:
     samples: int = 0
     histogram: Histogram = field(default_factory=Histogram)
 
-    def add(self, low: float, high: float, values: NDArray[np.floating], *, name: str = "") -> None:
-        """Take in one sample: its exact extremes and some (or all) of its values.
-
-        Raises :class:`~edgeopt.errors.PassFailed` where one of them is NaN or infinite.
-        """
-        if not (np.isfinite(low) and np.isfinite(high) and np.isfinite(values).all()):
-            raise PassFailed(
-                f"activation {name!r} is not finite in calibration sample {self.samples} (extremes {low}, {high})",
-                hint="Check that the calibration samples are preprocessed as the model expects.",
-            )
+    def add(self, low: float, high: float, *, name: str = "") -> None:
+        """Take in one sample's exact extremes; :class:`~edgeopt.errors.PassFailed` where one is NaN or infinite."""
+        if not (isfinite(low) and isfinite(high)):
+            raise not_finite(name)
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.low_sum += low
         self.high_sum += high
         self.samples += 1
+
+    def add_values(self, values: NDArray[np.floating], *, name: str = "") -> None:
+        """Take in some (or all) of the values of one or several samples; raises as :meth:`add` does."""
+        if not np.isfinite(values).all():
+            raise not_finite(name)
         self.histogram.add(values)
 
     def merge(self, other: TensorStats) -> TensorStats:
@@ -78,6 +78,14 @@ class TensorStats:
             samples=self.samples + other.samples,
             histogram=self.histogram.merge(other.histogram),
         )
+
+
+def not_finite(name: str) -> PassFailed:
+    """What calibration says of NaN and infinity: such a tensor has no range."""
+    return PassFailed(
+        f"activation {name!r} is not finite in the calibration samples",
+        hint="Check that the calibration samples are preprocessed as the model expects.",
+    )
 
 
 Method: TypeAlias = Callable[[TensorStats], Range]

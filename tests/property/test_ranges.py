@@ -19,7 +19,8 @@ batches = st.lists(values, min_size=1, max_size=6)
 def stats_of(samples: list[np.ndarray]) -> TensorStats:
     stats = TensorStats()
     for sample in samples:
-        stats.add(float(sample.min()), float(sample.max()), sample)
+        stats.add(float(sample.min()), float(sample.max()))
+        stats.add_values(sample)
     return stats
 
 
@@ -116,7 +117,9 @@ def test_moving_average_is_less_than_the_extreme_of_one_odd_sample() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_value_that_is_not_finite_is_refused_by_name(bad: float) -> None:
     with pytest.raises(PassFailed, match="'relu_3' is not finite"):
-        TensorStats().add(0.0, bad, np.zeros(1, np.float32), name="relu_3")
+        TensorStats().add(0.0, bad, name="relu_3")
+    with pytest.raises(PassFailed, match="'relu_3' is not finite"):
+        TensorStats().add_values(np.array([0.0, bad]), name="relu_3")
 
 
 def test_an_unknown_method_names_the_known_ones() -> None:

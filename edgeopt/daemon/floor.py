@@ -101,9 +101,9 @@ class Floor:
     # ------------------------------------------------------------ inside
     def _let_go(self, now_s: float) -> None:
         for job_id in [job_id for job_id in self._held if not self.backoff.waits(job_id, now_s)]:
-            self._held.discard(job_id)
             if self._house.store.get(job_id).state == "held":
                 self._house.store.requeue(job_id, count=False)
+            self._held.discard(job_id)
 
     def _start(self, job: Job, now_s: float) -> None:
         self._house.store.start(job.job_id)

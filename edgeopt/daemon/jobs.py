@@ -129,10 +129,15 @@ class JobStore:
     def finish(
         self, job_id: str, state: State, *, version: int = 0, reason: tuple[str, str, str, str] = ("", "", "", "")
     ) -> None:
-        """The outcome; ``reason`` is (code, message, hint, stage). The drop still stands in the inbox."""
+        """The outcome; ``reason`` is (code, message, hint, stage). The drop still stands in the inbox.
+
+        Said again of a job that ended so already, it changes nothing: the caller met trouble after the commit.
+        """
         code, message, hint, stage = reason
         with self._transaction() as database_:
             job = self.get(job_id)
+            if job.state == state:
+                return
             self._move(job_id, state, since=ACTIVE, code=code, message=message, hint=hint, stage=stage, version=version)
             database_.execute("DELETE FROM crashes WHERE key = ?", (job.key,))
             if state == "published":
@@ -155,6 +160,17 @@ class JobStore:
                 "INSERT INTO crashes VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET count = count + 1", (key,)
             )
             return int(database_.execute("SELECT count FROM crashes WHERE key = ?", (key,)).fetchone()[0])
+
+    def crashed(self, job_id: str) -> int:
+        """A crash of a running job: queued again, or at the :data:`CRASH_LIMIT` left for the caller to reject.
+
+        Returns how often this content has crashed.
+        """
+        with self._transaction():
+            crashes = self.record_crash(self.get(job_id).key)
+            if crashes < CRASH_LIMIT:
+                self.requeue(job_id, count=True)
+            return crashes
 
     def recover(self) -> list[Job]:
         """After a start: what was running is queued again, one attempt and one crash the more.

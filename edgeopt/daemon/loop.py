@@ -119,6 +119,7 @@ class Loop:
         except DaemonError:
             raise
         except Exception as mistake:  # noqa: BLE001 - the loop's place: a mistake of ours must not end the daemon
+            house.failures += 1
             trace = " | ".join(traceback.format_exception(mistake)[-4:])
             house.log.alert("internal-error", kind=type(mistake).__name__, reason=str(mistake), trace=trace)
         return True

@@ -20,6 +20,7 @@ from edgeopt.daemon import shelf as shelves
 from edgeopt.daemon.metrics import ModelFacts
 from edgeopt.daemon.pages import Row
 from edgeopt.daemon.shelf import Shelf
+from edgeopt.daemon.storage import storage_errors
 from edgeopt.errors import BadOutput
 from edgeopt.records import Target
 
@@ -47,7 +48,8 @@ class Models:
 
     def refresh(self, name: str) -> Shelf:
         """Read one name again; a name that is gone is forgotten."""
-        shelf = shelves.read(self._published, name)
+        with storage_errors(f"reading what is published of {name}"):
+            shelf = shelves.read(self._published, name)
         known = {other: model for other, model in self._known.items() if other != name}
         if shelf.current:
             known[name] = describe(shelf, self._target)
@@ -60,7 +62,11 @@ class Models:
         Versions, pins and ``current`` all come and go by renames in the name's folder, so its time of change tells.
         """
         times: dict[str, int] = {}
-        with suppress(FileNotFoundError), os.scandir(self._published) as homes:
+        with (
+            storage_errors("reading what is published"),
+            suppress(FileNotFoundError),
+            os.scandir(self._published) as homes,
+        ):
             for home in homes:
                 if home.is_dir(follow_symlinks=False) and shelves.is_name(home.name):
                     times[home.name] = home.stat(follow_symlinks=False).st_mtime_ns

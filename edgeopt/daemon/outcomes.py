@@ -23,7 +23,7 @@ from edgeopt.daemon.names import escaped
 from edgeopt.daemon.printable import printable
 from edgeopt.daemon.publish import Published
 from edgeopt.daemon.supervise import Outcome
-from edgeopt.errors import CorruptState, Disposition, EdgeoptError
+from edgeopt.errors import CorruptState, Disposition, EdgeoptError, EnvironmentFault
 
 _RETRY_LIMIT = 2
 """Attempts of a job that met a limit."""
@@ -150,12 +150,11 @@ class Outcomes:
 
     def _crashed(self, job: Job, end: End) -> None:
         """Tried anew up to three times, counted by content: a model that crashes its worker shall not do so for ever."""
-        crashes = self._house.store.record_crash(job.key)
         failure = _failure_of_outcome(end.outcome)
-        if crashes >= CRASH_LIMIT:
+        if self._house.store.crashed(job.job_id) >= CRASH_LIMIT:
             self.reject(job, failure, seconds=end.seconds)
         else:
-            self._retry_later(job, failure)
+            self._wait(job, failure)
 
     def _failed(self, job: Job, failure: Failure, *, seconds: float | None) -> None:
         match failure.disposition:
@@ -170,7 +169,8 @@ class Outcomes:
             case _ if job.attempts + 1 >= _RETRY_LIMIT:
                 self.reject(job, failure, seconds=seconds)
             case _:
-                self._retry_later(job, failure)
+                self._house.store.requeue(job.job_id, count=True)
+                self._wait(job, failure)
 
     def reject(self, job: Job, failure: Failure, *, seconds: float | None = None) -> None:
         """The drop goes to ``rejected/`` with the reason."""
@@ -180,8 +180,8 @@ class Outcomes:
         self._say_rejected(self._house.store.get(job.job_id), seconds=seconds)
         self._over(job)
 
-    def _retry_later(self, job: Job, failure: Failure) -> None:
-        self._house.store.requeue(job.job_id, count=True)
+    def _wait(self, job: Job, failure: Failure) -> None:
+        """The job is queued again, for later."""
         wait_s = self.floor.backoff.fail(job.job_id, self._house.clock())
         self._house.log.warning(
             "job-retried",
@@ -236,7 +236,9 @@ class Outcomes:
         self.floor.backoff.clear(job.job_id)
         for note in self._twins.pop(job.job_id, []):
             self.front.release(note)
-        self._house.store.prune()
+        # only tidiness: the outcome stands, and the next job prunes as well
+        with suppress(EnvironmentFault):
+            self._house.store.prune()
 
     def _remove_staging(self, job_id: str) -> None:
         # what stays is removed at the next start

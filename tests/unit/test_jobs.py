@@ -94,6 +94,22 @@ def test_stopped_job_is_not_counted_as_an_attempt(store: JobStore) -> None:
     assert (store.get("a").state, store.get("a").attempts) == ("queued", 0)
 
 
+def test_crash_queues_the_job_again_until_the_limit(store: JobStore) -> None:
+    queued(store, "a", key="k")
+    for crashes in range(1, CRASH_LIMIT + 1):
+        store.start("a")
+        assert store.crashed("a") == crashes
+    assert (store.get("a").state, store.get("a").attempts) == ("running", CRASH_LIMIT - 1)
+
+
+def test_outcome_said_twice_is_one_outcome(store: JobStore) -> None:
+    queued(store, "a")
+    store.start("a")
+    for _ in range(2):
+        store.finish("a", "rejected", reason=("code", "message", "", ""))
+    assert store.get("a").code == "code"
+
+
 def test_outcome_forgets_the_crashes_of_its_content(store: JobStore) -> None:
     queued(store, "a", key="k")
     store.start("a")

@@ -168,14 +168,17 @@ def _carry(source: Path, target: Path) -> None:
     elif kind == "fifo":
         os.mkfifo(target, 0o600)
     elif kind == "file" and status.st_nlink == 1:
-        _copy(source, target)
+        _copy(source, target, status)
     fsync_folder(target.parent)
     source.unlink()
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, looked_at: os.stat_result) -> None:
     reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
+        now = os.lstat(source)
+        if not os.path.samestat(now, os.fstat(reading)) or not os.path.samestat(now, looked_at) or now.st_nlink > 1:
+            raise OSError(errno.ESTALE, "the file was replaced while it was moved")
         writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             while data := os.read(reading, _CHUNK_BYTES):

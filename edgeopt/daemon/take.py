@@ -14,7 +14,7 @@ import os
 import signal
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -93,13 +93,12 @@ def open_regular(drop: Drop, path: str) -> Iterator[Opened]:
     """
     shown = escaped(path)
     try:
-        descriptor = _open(drop, path)
+        descriptor, status = _open(drop, path)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise _refusal(error, shown) from error
     try:
-        status = os.fstat(descriptor)
         kind, stamp = describe(status)
         if kind != "file":
             raise UnsafeFile(
@@ -114,9 +113,10 @@ def open_regular(drop: Drop, path: str) -> Iterator[Opened]:
         os.close(descriptor)
 
 
-def _open(drop: Drop, path: str) -> int:
+def _open(drop: Drop, path: str) -> tuple[int, os.stat_result]:
     if drop.trusted:
-        return os.open(full_path(drop, path), _READ)
+        descriptor = os.open(full_path(drop, path), _READ)
+        return descriptor, os.fstat(descriptor)
     *parents, name = path.split("/")
     folder = _open_inbox(drop.root)
     try:
@@ -124,9 +124,25 @@ def _open(drop: Drop, path: str) -> int:
             below = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
             os.close(folder)
             folder = below
-        return os.open(name, _READ | os.O_NOFOLLOW, dir_fd=folder)
+        return _open_named(name, folder, shown=escaped(path))
     finally:
         os.close(folder)
+
+
+def _open_named(name: str, folder: int, *, shown: str) -> tuple[int, os.stat_result]:
+    """Open a name in a folder and look at the name again: descriptor and status belong to the file that bears it.
+
+    The count of links is good only from such a look. That of the descriptor alone falls back to 1 when a hard link to
+    somebody's secret is replaced between opening and fstat, and the secret would be copied.
+    """
+    descriptor = os.open(name, _READ | os.O_NOFOLLOW, dir_fd=folder)
+    with ExitStack() as undo:
+        undo.callback(os.close, descriptor)
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if not os.path.samestat(status, os.fstat(descriptor)):
+            raise NotReady(f"{shown} was replaced while it was opened", hint="Wait until it is written.")
+        undo.pop_all()
+    return descriptor, status
 
 
 def _open_inbox(root: str) -> int:

@@ -131,6 +131,8 @@ def test_a_swap_race_never_gets_a_secret_into_staging(tmp_path: Path) -> None:
             else:
                 os.link(secret, tmp_path / "next")
             (tmp_path / "next").rename(inbox / "w.data")
+            if flips[0] % 3 == 0 and flips[0] % 2:
+                done.wait(0.03)  # the real file stands long enough now and then to be taken
             flips[0] += 1
 
     racer = threading.Thread(target=flip)

@@ -260,6 +260,29 @@ def test_a_file_that_changes_while_it_is_copied_is_not_ready(inbox: Path) -> Non
     assert list((inbox.parent / "staging").iterdir()) == []
 
 
+def test_a_hard_link_replaced_right_after_it_was_opened_is_not_taken(
+    inbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the link is gone, the open file has one name again: the secret's own."""
+    (tmp_path / "secret").write_bytes(b"canary!!" * 2)
+    (tmp_path / "decoy").write_bytes(bytes(16))
+    os.link(tmp_path / "secret", inbox / "w.data")
+    (inbox / "a.onnx").write_bytes(external_model())
+    real = os.open
+
+    def open_and_swap(path: str, *arguments: int, **named: int) -> int:
+        descriptor = real(path, *arguments, **named)
+        if path == "w.data":
+            (tmp_path / "decoy").rename(inbox / "w.data")
+        return descriptor
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", open_and_swap)
+        with pytest.raises(NotReady, match="replaced"):
+            take(inbox)
+    assert list((inbox.parent / "staging").iterdir()) == []
+
+
 def test_a_drop_that_went_away_is_not_ready(inbox: Path) -> None:
     (inbox / "a.onnx").write_bytes(model_bytes())
     drop = only_drop(inbox)

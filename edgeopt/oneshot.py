@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -20,6 +21,7 @@ from edgeopt.errors import (
     InputError,
     JobCancelled,
     OutOfMemory,
+    StorageFault,
     UsageError,
 )
 from edgeopt.layout import MANIFEST_FILE, JobFolder, cache_folder
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     Data: TypeAlias = "str | os.PathLike[str] | Mapping[str, ArrayLike]"
 
 OnEvent: TypeAlias = Callable[[Event], None]
+TARGETS = ("auto", "cpu", "arm", "tensorrt", "tensorrt-rtx")
 _MEMORY_SHARE = 0.75
 _KEEP_ALL = 1_000_000_000
 
@@ -47,6 +50,8 @@ class Result:
     folder: Path
     reason: str
     manifest: dict[str, Any]
+    fresh: bool = True
+    """False where this very outcome was published already; then that version is named."""
 
     @property
     def speedup(self) -> float:
@@ -86,9 +91,8 @@ def optimize(  # noqa: PLR0913 - the public face: the contract names these
     ``on_event`` is called with every event of the worker. Raises :class:`~edgeopt.errors.InputError` where the model or
     its data cannot be used, :class:`~edgeopt.errors.ResourceError` where a limit was met.
     """
-    request_target = TargetRequest(name=target) if isinstance(target, str) else target  # type: ignore[arg-type]  # checked by the next line
+    request_target = TargetRequest(name=target) if isinstance(target, str) else target  # type: ignore[arg-type]  # run checks it
     policy = Policy(target=request_target or TargetRequest(), goal=goal or Goal(), search=search or Search())
-    _check_target(policy.target.name)
     with tempfile.TemporaryDirectory(prefix="edgeopt-data-") as folder:
         request = Request(
             model=Path(model),
@@ -106,7 +110,7 @@ def run(request: Request, *, on_event: OnEvent, state: Path | None = None) -> Re
 
     KeyboardInterrupt ends the worker and leaves nothing behind.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as temporary, _output_folder(request.out):
         return _run(request, on_event, state or Path(temporary))
 
 
@@ -120,9 +124,7 @@ def default_limits() -> WorkerLimits:
 def _run(request: Request, on_event: OnEvent, state: Path) -> Result:
     from edgeopt.daemon import drops, intake, supervise
 
-    for path in (request.model, request.calibration, request.eval):
-        if path is not None and not path.exists():
-            raise UsageError(f"there is no file or folder {str(path)!r}", hint="Name an existing one.")
+    _check(request)
     drop = drops.of_paths(request.model, calibration=request.calibration, eval_=request.eval)
     staged = intake.stage(drop, staging_root=state / "staging", policy=request.policy, limits=request.limits)
     order = replace(staged.order, only_recipe=request.recipe)
@@ -144,8 +146,9 @@ def _run(request: Request, on_event: OnEvent, state: Path) -> Result:
         name=order.name,
         version=published.version,
         folder=published.folder,
-        reason=outcome.message,
+        reason=str(manifest.get("verdict", outcome.message)),
         manifest=manifest,
+        fresh=published.fresh,
     )
 
 
@@ -153,7 +156,6 @@ def _publish(folder: JobFolder, name: str, out: Path) -> Published:
     from edgeopt.config.schema import Publish
     from edgeopt.daemon import publish
 
-    out.mkdir(parents=True, exist_ok=True)
     try:
         # the caller's own folder: nothing in it is removed for being old
         return publish.publish(folder.out, name, out, settings=Publish(keep=_KEEP_ALL))
@@ -185,10 +187,39 @@ def _class_of(code: str) -> type[EdgeoptError]:
     return InputError
 
 
-def _check_target(name: str) -> None:
-    known = ("auto", "cpu", "arm", "tensorrt", "tensorrt-rtx")
-    if name not in known:
-        raise UsageError(f"there is no target {name!r}", hint=f"Use one of {', '.join(known)}.")
+def _check(request: Request) -> None:
+    """Refuse before any work what cannot come to anything."""
+    from edgeopt import catalogue
+
+    for path in (request.model, request.calibration, request.eval):
+        if path is not None and not path.exists():
+            raise UsageError(f"there is no file or folder {str(path)!r}", hint="Name an existing one.")
+    target = request.policy.target.name
+    if target not in TARGETS:
+        raise UsageError(f"there is no target {target!r}", hint=f"Use one of {', '.join(TARGETS)}.")
+    if target.startswith("tensorrt") and "tensorrt" not in catalogue.RUNTIMES:
+        raise UsageError(f"this version of edgeopt cannot serve {target} yet", hint="Use the target auto, cpu or arm.")
+    for step in request.recipe.steps if request.recipe else ():
+        if step.technique not in catalogue.PASSES:
+            known = ", ".join(sorted(catalogue.PASSES))
+            raise UsageError(f"there is no technique {step.technique!r:.80}", hint=f"Use some of {known}.")
+
+
+@contextmanager
+def _output_folder(out: Path) -> Iterator[None]:
+    """Make ``out`` before the work, so that a folder that cannot be made costs no search; take it back if unused."""
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageFault(f"{out} cannot be made: {error.strerror}", hint="Name another folder with --out.") from error
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with suppress(OSError):  # it is not empty: somebody uses it
+                path.rmdir()
+        raise
 
 
 def _as_path(data: Data | None, file: Path) -> Path | None:

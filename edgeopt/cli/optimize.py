@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from edgeopt import oneshot
 from edgeopt.cli import options, progress, tables
 from edgeopt.daemon.printable import printable
 from edgeopt.errors import ConfigError, UsageError
@@ -23,7 +24,6 @@ from edgeopt.records import Policy, Recipe, Scalar, Step
 if TYPE_CHECKING:
     from edgeopt.cli.main import Subparsers
 
-_TARGETS = ("auto", "cpu", "arm", "tensorrt", "tensorrt-rtx")
 _TEXT_LIMIT_BYTES = 1 << 20
 
 
@@ -38,7 +38,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--calibration", type=Path, metavar="P", help="calibration samples: an .npz file or a folder")
     parser.add_argument("--eval", type=Path, metavar="P", help="eval samples, with labels where there are any")
     parser.add_argument("--job", type=Path, metavar="FILE", help="a job.yaml; the options below win over it")
-    parser.add_argument("--target", choices=_TARGETS, help="what to optimize for (default: auto)")
+    parser.add_argument("--target", choices=oneshot.TARGETS, help="what to optimize for (default: auto)")
     parser.add_argument("--objective", choices=("latency", "size", "memory"), help="what to gain (default: latency)")
     parser.add_argument("--max-drop", type=_ratio, metavar="X", help="largest quality drop at its 95 %% bound, 0 to 1")
     parser.add_argument("--budget", type=_duration, metavar="TIME", help="time for the search, such as 10m")
@@ -57,8 +57,6 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Optimize, print the outcome; 1 where the model or its data is refused."""
-    from edgeopt import oneshot
-
     request = oneshot.Request(
         model=arguments.model,
         calibration=arguments.calibration,
@@ -71,8 +69,17 @@ def run(arguments: argparse.Namespace) -> int:
     with terminated_as_interrupted(), progress.shown(sys.stderr, name=arguments.model.name) as observe:
         result = oneshot.run(request, on_event=observe)
     if arguments.json:
-        options.print_json({"folder": str(result.folder), "reason": result.reason, "manifest": result.manifest})
+        options.print_json(
+            {
+                "folder": str(result.folder),
+                "fresh": result.fresh,
+                "reason": result.reason,
+                "manifest": result.manifest,
+            }
+        )
     else:
+        if not result.fresh:
+            print(f"the same outcome was published already, as version {result.version}", file=sys.stderr)
         print_result(result.manifest, folder=result.folder, reason=result.reason)
     return 0
 

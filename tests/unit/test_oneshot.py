@@ -8,7 +8,8 @@ import pytest
 import edgeopt
 from edgeopt import oneshot
 from edgeopt.daemon.supervise import Outcome
-from edgeopt.errors import BadData, InputError, JobTimeout, NotAModel, UsageError, WorkerCrashed
+from edgeopt.errors import BadData, InputError, JobTimeout, NotAModel, StorageFault, UsageError, WorkerCrashed
+from edgeopt.records import Recipe, Step
 
 
 def test_outcome_becomes_the_error_of_its_code() -> None:
@@ -41,8 +42,35 @@ def test_arrays_of_a_caller_become_an_npz_with_their_labels(tmp_path: Path) -> N
 def test_missing_files_and_unknown_targets_are_usage_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.onnx"):
         edgeopt.optimize(tmp_path / "nowhere.onnx", out=tmp_path / "out")
-    with pytest.raises(UsageError, match="abacus"):
-        edgeopt.optimize(tmp_path / "nowhere.onnx", target="abacus", out=tmp_path / "out")
+    model = tmp_path / "m.onnx"
+    model.touch()
+    for target in ("abacus", "tensorrt"):
+        with pytest.raises(UsageError, match=target):
+            edgeopt.optimize(model, target=target, out=tmp_path / "out")
+
+
+def test_recipe_with_an_unknown_technique_is_refused_before_any_work(tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    model.touch()
+    request = oneshot.Request(model=model, recipe=Recipe(steps=(Step.of("magic"),)), out=tmp_path / "out")
+    with pytest.raises(UsageError, match="magic"):
+        oneshot.run(request, on_event=lambda _event: None)
+
+
+def test_output_folder_that_cannot_be_made_is_told_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageFault):
+        edgeopt.optimize(tmp_path / "nowhere.onnx", out=tmp_path / "file" / "out")
+
+
+def test_folders_made_for_nothing_are_taken_back_but_others_stay(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        edgeopt.optimize(tmp_path / "nowhere.onnx", out=tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UsageError):
+        edgeopt.optimize(tmp_path / "nowhere.onnx", out=tmp_path / "mine")
+    assert (tmp_path / "mine").is_dir()
 
 
 def test_file_that_is_no_model_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 Stands beside ``qparams``. A layer with rounded weights ``w + e`` computes ``w x + e x``; the expectation of the second term is
 ``e E[x]``, known once the mean of every input channel is (from the calibration data, see ``collect``). Subtracting it keeps the mean of each output
 channel where it was (M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019,
-arXiv:1906.04721, section 4.2). It must be applied to quantized layers only.
+arXiv:1906.04721). It must be applied to quantized layers only.
 """
 
 from __future__ import annotations

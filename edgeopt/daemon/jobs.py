@@ -19,62 +19,18 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from edgeopt.daemon import database
+from edgeopt.daemon.rows import ACTIVE, CRASH_LIMIT, QUEUED, RUNNING, STATES, Job, ModelRow, Request, State
 from edgeopt.errors import CorruptState
 
-State: TypeAlias = Literal["queued", "running", "held", "published", "duplicate", "rejected", "failed", "cancelled"]
-Request: TypeAlias = Literal["", "cancel", "retry"]
+__all__ = ["ACTIVE", "CRASH_LIMIT", "QUEUED", "RUNNING", "STATES", "Job", "JobStore", "ModelRow", "Request", "State"]
 
-STATES: tuple[State, ...] = ("queued", "running", "held", "published", "duplicate", "rejected", "failed", "cancelled")
-ACTIVE: tuple[State, ...] = ("queued", "running", "held")
-QUEUED: tuple[State, ...] = ("queued",)
-RUNNING: tuple[State, ...] = ("running",)
-CRASH_LIMIT = 3
 KEPT_ROWS = 2000
 _OVERTAKEN = 4.0
 """How many later jobs may overtake a job for each doubling of its size: small before big, yet nobody waits for ever."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One row. ``drop_json`` and ``source_file`` are ASCII; ``version`` is 0 before one exists."""
-
-    job_id: str
-    name: str
-    key: str
-    state: State = "queued"
-    attempts: int = 0
-    """Attempts that ended badly: a crash, a time or memory limit, a daemon that died meanwhile."""
-    bytes: int = 0
-    source_file: str = ""
-    source_sha256: str = ""
-    stage: str = ""
-    code: str = ""
-    message: str = ""
-    hint: str = ""
-    version: int = 0
-    drop_json: str = ""
-    drop_settled: bool = False
-    """The drop has left the inbox (or stays there on purpose)."""
-    request: Request = ""
-    created_s: float = 0.0
-    updated_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelRow:
-    """A published name; ``pinned`` is 0 or the version that ``current`` is held at."""
-
-    name: str
-    version: int
-    highest: int
-    pinned: int = 0
-
-
 _COLUMNS = tuple(field.name for field in fields(Job))
 _FIRST_OF_NAME = (
     "AND NOT EXISTS (SELECT 1 FROM jobs AS other WHERE other.state IN ('queued', 'running', 'held') "

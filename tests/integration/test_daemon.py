@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -359,6 +360,33 @@ def test_rollback_by_another_process_is_noticed(daemon: Daemon) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_disk_that_fills_to_the_last_byte_in_a_job_loses_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "none", str(disk)], check=False).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        with Daemon(disk) as daemon:
+            daemon.start()
+            daemon.drop("m", "slow")
+            daemon.wait_for_state("running")
+            with (disk / "ballast").open("wb", buffering=0) as ballast:
+                try:
+                    while ballast.write(b"\0" * 4096):
+                        pass
+                except OSError as full:
+                    assert full.errno == errno.ENOSPC
+            daemon.wait(lambda: daemon.get("/readyz")[0] == 503 or daemon.jobs("held") or daemon.jobs("queued"))
+            assert not daemon.ended()
+            (disk / "ballast").unlink()
+            assert daemon.wait_for_state("published")[0]["version"] == 1
+            daemon.wait(lambda: daemon.waiting() == [])
+            check_whole(daemon.published / "m" / "current")
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_full_disk_holds_everything_and_goes_on_once_there_is_space(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -376,7 +404,7 @@ def test_full_disk_holds_everything_and_goes_on_once_there_is_space(tmp_path: Pa
             daemon.wait_for_state("published")
             daemon.wait(lambda: daemon.waiting() == [])
             assert list(daemon.rejected.iterdir()) == []
-            assert daemon.get("/readyz")[0] == 200
+            daemon.wait(lambda: daemon.get("/readyz")[0] == 200)
             assert daemon.stop() == 0
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)

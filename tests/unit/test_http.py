@@ -7,7 +7,10 @@ import hashlib
 import html.parser
 import json
 import re
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 import urllib.error
@@ -263,3 +266,20 @@ def test_certificate_that_cannot_be_used_is_refused(view: View, tmp_path: Path) 
     (tmp_path / "cert").write_text("no certificate")
     with pytest.raises(ConfigError, match="certificate"):
         HttpServer(Http(listen="127.0.0.1:0", tls_certificate=str(tmp_path / "cert")), view).start()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_tls_serves_and_a_plain_client_holds_nobody_up(view: View, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    options = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1", *subject]
+    subprocess.run(["openssl", "req", *options, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    server = HttpServer(Http(listen="127.0.0.1:0", tls_certificate=str(certificate), tls_key=str(key)), view)
+    server.start()
+    try:
+        assert b"edgeopt_up" not in raw(server, b"GET /metrics HTTP/1.0\r\n\r\n")
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        with urllib.request.urlopen(f"https://{server.address}/metrics", timeout=5, context=trusting) as got:
+            assert got.read() == b"edgeopt_up 1\n"
+    finally:
+        server.stop()

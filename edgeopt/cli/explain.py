@@ -35,7 +35,10 @@ def run_explain(arguments: argparse.Namespace, config: Config) -> int:
     if arguments.json:
         options.print_json({"what": arguments.what, "found": findings})
     else:
+        places = {finding["place"] for finding in findings}
         for finding in findings:
+            if finding.get("state") in places:
+                finding |= {"message": "", "hint": ""}  # the folder that comes next tells the reason itself
             print("\n".join(_sentences(finding)))
     if not findings:
         print(f"edgeopt: nothing is known of {printable(arguments.what)!r}", file=sys.stderr)
@@ -110,8 +113,7 @@ def _sentences(finding: Mapping[str, Any]) -> list[str]:
     elif place == "job":
         version = f", version {finding['version']}" if finding["version"] else ""
         lines = [f"job {finding['job_id']}: {finding['state']}{version}"]
-        told = () if finding["state"] == "published" else ("message", "hint")  # a version tells its reason itself
-        lines += [f"  {finding[key]}" for key in told if finding[key]]
+        lines += [f"  {finding[key]}" for key in ("message", "hint") if finding[key]]
     elif place == "rejected":
         lines = [f"rejected: {finding['path']}"]
         lines += [f"  {finding[key]}" for key in ("code", "message", "hint") if finding.get(key)]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     # argparse has no public name for what add_subparsers returns
     Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
 
+_LONGEST_LINE = 4096
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -105,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         if _debugging():
             raise
-        print(f"edgeopt: {_describe(error)}", file=sys.stderr)
+        _say(f"edgeopt: {_describe(error)}")
         return FAILED
 
 
@@ -154,12 +155,18 @@ def _print_error(error: EdgeoptError) -> None:
         import traceback
 
         traceback.print_exception(error)
-    print(f"edgeopt: {error.message}", file=sys.stderr)
-    if isinstance(error, ConfigError):
-        for mistake in error.mistakes:
-            print(f"  {mistake}", file=sys.stderr)
+    mistakes = error.mistakes if isinstance(error, ConfigError) else ()
+    _say(f"edgeopt: {error.message}", *(f"  {mistake}" for mistake in mistakes))
     if error.hint:
-        print(f"  {error.hint}", file=sys.stderr)
+        _say(f"  {error.hint}")
+
+
+def _say(*texts: str) -> None:
+    """Print on stderr with everything escaped that a terminal would act on: messages quote names out of drops."""
+    from edgeopt.daemon.printable import printable
+
+    for line in (line for text in texts for line in text.split("\n")):
+        print(printable(line, limit=_LONGEST_LINE), file=sys.stderr)
 
 
 def _describe(error: OSError) -> str:
@@ -172,8 +179,8 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
     if _debugging():
         sys.__excepthook__(kind, error, trace)
         return
-    print(f"edgeopt: internal error: {kind.__name__}: {error}", file=sys.stderr)
-    print("  Run it again with EDGEOPT_DEBUG=1 and report the traceback.", file=sys.stderr)
+    _say(f"edgeopt: internal error: {kind.__name__}: {error}")
+    _say("  Run it again with EDGEOPT_DEBUG=1 and report the traceback.")
 
 
 def _debugging() -> bool:

@@ -143,3 +143,37 @@ def test_cli_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_inspect_shows_inputs_operators_and_layers(folder: Path) -> None:
+    done = edgeopt("inspect", str(SHIPPED / "digits.onnx"), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["image", "float32", "batchx1x8x8"] in lines
+    assert ["Conv", "4"] in lines
+    assert json.loads(edgeopt("inspect", str(SHIPPED / "digits.onnx"), "--json", cwd=folder).stdout)["opset"] == 18
+
+
+def test_names_of_a_model_cannot_act_on_the_terminal(folder: Path) -> None:
+    hostile = folder / "\x1b[31mred\n.onnx"
+    hostile.write_text("no model")
+    done = edgeopt("optimize", hostile.name, cwd=folder)
+    assert done.returncode == 1
+    assert "\x1b" not in done.stderr
+
+
+def test_internal_error_is_one_line_with_exit_code_1(folder: Path) -> None:
+    script = (
+        "import sys\n"
+        "from edgeopt.cli import main, merge\n"
+        "def broken(arguments): raise ZeroDivisionError('b\\x1b[31moom')\n"
+        "merge.run = broken\n"
+        "sys.exit(main.main(['merge', 'a', '--out', 'b']))\n"
+    )
+    environment = {**os.environ, "EDGEOPT_DEBUG": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == "edgeopt: internal error: ZeroDivisionError: b\\x1b[31moom"
+    assert "Traceback" not in done.stderr

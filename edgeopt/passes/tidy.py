@@ -1,11 +1,11 @@
 """Clean-up: the first pass of every recipe. A model comes in as exported and goes out as a graph that can be reasoned about.
 
 Local functions are inlined, the opset is raised to 17 where the converter can, constant subexpressions are computed,
-branches with a known condition are taken, padding that a convolution can do itself goes into it, duplicates, identities
-and dead nodes are dropped, and weights that sat in Constant nodes become initializers. The work is done by onnxscript's
-optimizer, in process, on the same graph objects that every pass uses (docs/decisions/0002-clean-up-library.md compares
-it with the others). ONNX Runtime does most of this itself at load, so the gain is seldom latency: it is start-up time
-and size, and that quantization and fusion meet the patterns they know.
+branches with a known condition are taken, padding that a convolution can do itself goes into it, hard-swish spelled out
+in four nodes becomes one, duplicates and dead nodes are dropped, and weights in Constant nodes become initializers. The
+work is done by onnxscript's optimizer, in process, on the same graph objects that every pass uses
+(docs/decisions/0002-clean-up-library.md compares it with the others). ONNX Runtime does most of this itself at load, so
+the gain is seldom latency: it is start-up time and size, and that quantization and fusion meet the patterns they know.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from edgeopt.protocols import Evidence, Settings
 from edgeopt.records import Signature, Target
 
 _OPSET = 17
+_HARD_SWISH_OPSET = 14
 _ROUNDS = 4
 """Folding uncovers patterns and patterns uncover constants; real models are at rest after two or three rounds."""
 _SMALL_ELEMENTS = 4096
@@ -83,6 +84,7 @@ def _inline(model: ir.Model) -> None:
 def _optimize(model: ir.Model) -> None:
     from onnx_ir.passes import PassError, common
     from onnxscript.optimizer import optimize_ir
+    from onnxscript.rewriter.rules import common as common_rules
 
     named = shapes.symbols(model)
     try:
@@ -90,6 +92,8 @@ def _optimize(model: ir.Model) -> None:
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         shapes.infer(model)
         optimize_ir(model, num_iterations=_ROUNDS, should_fold=_worth_folding)
+        if opset.opset(model) >= _HARD_SWISH_OPSET:
+            common_rules.fuse_hardswish_rules().apply_to_model(model)
         shapes.forget_invented(model, named)
         shapes.infer(model)
         if shapes.settle_reshapes(model):

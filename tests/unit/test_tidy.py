@@ -163,3 +163,15 @@ def test_metadata_of_the_model_survives_and_the_library_leaves_no_marks() -> Non
     assert made.metadata_props["author"] == "somebody"
     assert made.producer_name == "builders"
     assert b"pkg.onnxscript" not in builders.to_bytes(made)
+
+
+def test_hard_swish_spelled_out_becomes_one_operator() -> None:
+    net = Net(opset=12)
+    conv = net.op("Conv", "x", net.weight(4, 4, 1, 1))
+    shifted = net.op("Add", conv, net.const(np.float32(3.0)))
+    clipped = net.op("Clip", shifted, net.const(np.float32(0.0)), net.const(np.float32(6.0)))
+    net.op("Div", net.op("Mul", conv, clipped), net.const(np.float32(6.0)), output="y")
+    model = net.build({"x": ["N", 4, 3, 3]}, {"y": ["N", 4, 3, 3]})
+    made = tidy(model)
+    assert operators(made) == ["Conv", "HardSwish"]
+    same(made, model)

@@ -68,9 +68,7 @@ def fingerprint(model: ir.Model) -> str:
         for name, value in graph.initializers.items():
             digest.update(name.encode())
             if value.const_value is not None:
-                digest.update(
-                    np.ascontiguousarray(value.const_value.numpy()).data.cast("B") if value.const_value.size else b""
-                )
+                digest.update(_bytes_of(value.const_value))
         for node in graph:
             inputs = [value.name if value is not None else "" for value in node.inputs]
             attributes = [_described(attribute) for _, attribute in sorted(node.attributes.items())]
@@ -80,9 +78,17 @@ def fingerprint(model: ir.Model) -> str:
     return digest.hexdigest()
 
 
+def _bytes_of(tensor: ir.TensorProtocol) -> bytes | memoryview:
+    values = tensor.numpy()
+    if values.dtype.kind in "OSU":
+        return repr(values.tolist()).encode()
+    # As bytes before it becomes a buffer: Python knows no format letter for bfloat16 and the like.
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
 def _described(attribute: ir.Attr) -> str:
     if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-        return hashlib.sha256(attribute.as_tensor().tobytes()).hexdigest()
+        return hashlib.sha256(_bytes_of(attribute.as_tensor())).hexdigest()
     if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
         return attribute.name  # the nodes inside are visited on their own
     return repr((attribute.name, attribute.value))

@@ -10,7 +10,7 @@ Settings (all optional):
 - ``activation``      uint8 | int8; ``weight``: int8 | uint8
 - ``per_channel``     one weight scale for each output channel
 - ``reduced_range``   7-bit weights, for x86 kernels that saturate (no VNNI)
-- ``symmetric``       activations with their zero in the middle: what TensorRT takes
+- ``symmetric``       activations with their zero in the middle and float biases: what TensorRT takes
 - ``bias_correction`` see ``calibrate.bias``
 - ``skip``            JSON list of names of nodes that stay float
 """
@@ -175,11 +175,14 @@ class _Quantizer:
         )
 
     def _write_bias(self, layer: Layer, bias: NDArray[Any], input_scale: float, parameters: QParams) -> None:
-        codes, scale = qparams.quantize_bias(bias, input_scale, parameters.scale)
         base = str(layer.bias.name) if layer.bias is not None else f"{layer.name}_bias"
-        value = self._writer.dequantized(
-            layer.node, base, codes, scale=scale, axis=None if parameters.axis is None else 0
-        )
+        if self._scheme.symmetric:
+            # TensorRT takes no int32 DequantizeLinear; ONNX Runtime rounds a float bias itself.
+            value = self._writer.constant(base, np.asarray(bias, np.float32))
+        else:
+            codes, scale = qparams.quantize_bias(bias, input_scale, parameters.scale)
+            axis = None if parameters.axis is None else 0
+            value = self._writer.dequantized(layer.node, base, codes, scale=scale, axis=axis)
         if len(layer.node.inputs) < 3:
             layer.node.resize_inputs(3)
         layer.node.replace_input_with(2, value)

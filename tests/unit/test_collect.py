@@ -105,3 +105,15 @@ def test_a_nan_that_the_extremes_do_not_show_is_found() -> None:
     model = net.build({"rows": [3, 4]}, {"out": [3, 2]})
     with pytest.raises(PassFailed, match="'logs' is not finite"):
         collect(model, ["logs"], FakeEvidence(model), channels={"logs": -1})
+
+
+def test_a_fingerprint_takes_strings_and_types_that_numpy_lacks() -> None:
+    net = Net()
+    net.op("Tanh", "rows", output="out")
+    model = net.build({"rows": ["N", 4]}, {"out": ["N", 4]})
+    plain = fingerprint(model)
+    labels = ir.StringTensor([b"cat", b"dog"], shape=ir.Shape([2]), name="labels")
+    halves = ir.Tensor(np.array([1, 2], np.uint16), dtype=ir.DataType.BFLOAT16, name="halves")
+    for tensor in (labels, halves):
+        model.graph.register_initializer(ir.Value(name=str(tensor.name), const_value=tensor))
+    assert fingerprint(model) != plain

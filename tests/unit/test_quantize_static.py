@@ -237,6 +237,13 @@ def test_symmetric_activations_have_their_zero_in_the_middle() -> None:
     assert all(tensors.scalar(node.inputs[2]) == 0 for node in pairs)
 
 
+def test_the_symmetric_form_has_no_32_bit_integers_and_is_right() -> None:
+    model = folded(builders.conv_net())
+    quantized = quantize(model, activation="int8", symmetric=True, bias_correction=True)
+    assert all(value.dtype != ir.DataType.INT32 for value in quantized.graph.initializers.values())
+    assert noise_ratio(model, quantized) < 0.01
+
+
 def test_reduced_range_uses_seven_bits() -> None:
     quantized = quantize(folded(builders.conv_net()), reduced_range=True)
     codes = [tensors.array(value) for value in quantized.graph.initializers.values() if value.dtype == ir.DataType.INT8]

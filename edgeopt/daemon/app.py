@@ -122,8 +122,3 @@ class _Signals:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._loop.signalled(number)
-
-
-def database_path(config: Config) -> Path:
-    """Where the job store of a configuration lies."""
-    return Folders.of(config).database

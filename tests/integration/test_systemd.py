@@ -271,7 +271,8 @@ def test_a_worker_that_is_killed_as_the_kernel_would_leaves_the_daemon_alone(uni
     drop(unit, "killed")
     worker, _ = unit.wait_for("a worker", lambda: pgrep(unit, "edgeopt.worker --job"), timeout_s=60)
     before = pid(unit)
-    assert unit.run("cat", f"/proc/{worker[0]}/oom_score_adj") == "1000"
+    score = ("cat", f"/proc/{worker[0]}/oom_score_adj")
+    unit.wait_for("the worker to be expendable", lambda: unit.run(*score) == "1000" or None, timeout_s=10)
     unit.run("kill", "-KILL", *worker)
     manifest, passed_s = unit.wait_for("the second attempt's end", lambda: published(unit, "killed"), timeout_s=240)
     say(f"worker killed: the daemon lives on ({before}), the job's next attempt was published within {passed_s:.0f} s")
@@ -287,7 +288,7 @@ def test_a_drop_that_is_no_model_is_rejected_although_it_belongs_to_somebody_els
 
     reason, _ = unit.wait_for("the rejection", look, timeout_s=60)
     say(f"rejected: {json.loads(reason)['code']}: {json.loads(reason)['message']}")
-    unit.wait_for("the inbox to be empty", lambda: not unit.run("ls", "-A", INBOX) or None, timeout_s=10)
+    unit.wait_for("its leaving", lambda: "bad.onnx" not in unit.run("ls", "-A", INBOX) or None, timeout_s=10)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +342,7 @@ def test_a_daemon_that_hangs_is_restarted_by_the_watchdog(unit: Machine) -> None
     new, passed_s = active_again(unit, old, timeout_s=30)
     say(f"SIGSTOP: {old} was replaced by {new} after {passed_s:.1f} s (WatchdogSec=5s, TimeoutAbortSec=1s)")
     assert int(unit.unit("edgeopt")["NRestarts"]) == restarts + 1
-    assert "Watchdog timeout" in unit.journal()
+    assert "Watchdog timeout" in unit.journal(400)
 
 
 def test_a_daemon_that_crashes_is_restarted_and_its_stack_is_in_the_journal(unit: Machine) -> None:
@@ -349,7 +350,7 @@ def test_a_daemon_that_crashes_is_restarted_and_its_stack_is_in_the_journal(unit
     unit.run("kill", "-SEGV", str(old))
     new, passed_s = active_again(unit, old, timeout_s=30)
     say(f"SIGSEGV: {old} was replaced by {new} after {passed_s:.1f} s")
-    assert "Fatal Python error: Segmentation fault" in unit.journal()
+    assert "Fatal Python error: Segmentation fault" in unit.journal(400)
 
 
 def test_a_wrong_configuration_stops_the_service_instead_of_restarting_it(unit: Machine) -> None:
@@ -390,8 +391,10 @@ def test_nothing_in_the_journal_says_that_the_hardening_was_in_the_way(unit: Mac
     complaints = [
         line for line in text.splitlines() if re.search(r"not permitted|Read-only file|EPERM|ermission denied", line)
     ]
-    # the unit leaves the worker no capability at all, so that it may not drop any takes nothing away
-    assert [line for line in complaints if "capset" not in line] == []
+    # the unit leaves the worker no capability at all, so that it may not drop any takes nothing away;
+    # and the folder that the group could not write was a test's doing
+    expected = ("capset", "removing locked from the inbox")
+    assert [line for line in complaints if not any(words in line for words in expected)] == []
 
 
 def test_waiting_for_what_never_comes_fails_with_the_journal(unit: Machine) -> None:

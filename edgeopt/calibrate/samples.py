@@ -39,9 +39,12 @@ def open_samples(
     ``unpack_to`` is a folder of the job's own, for arrays that cannot be read where they lie. ``hints`` state how
     pictures become tensors. Raises :class:`~edgeopt.errors.BadData` with every mistake at once.
     """
-    if not stat.S_ISDIR(path.lstat().st_mode):
+    mode = path.lstat().st_mode
+    if stat.S_ISREG(mode):
         found = arrays.open_npz(path, unpack_to=unpack_to, most_bytes=MOST_BYTES)
         return _whole_set(fit.fit(found, signature, path.name), origin)
+    if not stat.S_ISDIR(mode):
+        raise BadData(f"{path.name} is neither a plain file nor a folder", hint="Drop a copy of the data itself.")
     files = _plain_files(path)
     kinds = {_kind(file) for file in files if file.name != _LABELS_FILE}
     if kinds == {".npy"}:

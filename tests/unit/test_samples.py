@@ -275,6 +275,13 @@ def test_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> N
         open_samples(tmp_path / "calibration.npz", signature(IDS), unpack_to=tmp_path / "work")
 
 
+def test_link_to_data_is_refused(tmp_path: Path) -> None:
+    write_npz(tmp_path, ("x.npy", GOOD)).rename(tmp_path / "other.npz")
+    (tmp_path / "calibration.npz").symlink_to("other.npz")
+    with pytest.raises(BadData, match="neither a plain file nor a folder"):
+        open_samples(tmp_path / "calibration.npz", signature(IDS), unpack_to=tmp_path / "work")
+
+
 # ---------------------------------------------------------------- folders
 def test_folder_of_arrays_is_read_like_an_npz(tmp_path: Path) -> None:
     folder = tmp_path / "calibration"

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
-from pathlib import Path
 from types import FrameType
 
 from edgeopt import device

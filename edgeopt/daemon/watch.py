@@ -82,8 +82,11 @@ class Watcher:
             events = self._events
             if events is not None and events.still_watches(self.inbox):
                 continue
-            if events is not None or self._may_arm(rounds):
+            if events is not None:
+                self.fallback_reason = "the inbox was replaced"
                 self._disarm()
+                self._arm()
+            elif self._may_arm(rounds):
                 self._arm()
             self._wake()
 

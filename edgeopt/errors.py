@@ -8,7 +8,7 @@
     ├── InputError            the drop can never work as it is: quarantine
     │   ├── EmptyFile, NotAModel, TruncatedModel, ForbiddenFormat, TooLarge
     │   ├── UnsafeReference, MissingExternalData, UnsafeFile
-    │   ├── UnsupportedModel, BadWeights
+    │   ├── UnsupportedModel, UnsupportedTarget, BadWeights
     │   ├── BadData, BadJobFile
     │   └── BrokenArtifact
     ├── CandidateError        this candidate is out, the next one is tried
@@ -118,6 +118,12 @@ class UnsafeFile(InputError):
 
 class UnsupportedModel(InputError):
     code = "unsupported-model"
+
+
+class UnsupportedTarget(InputError):
+    """A target that nothing on this device can build for."""
+
+    code = "unsupported-target"
 
 
 class BadWeights(InputError):

@@ -15,6 +15,7 @@ from typing import Any
 
 from edgeopt import catalogue, device, wire
 from edgeopt.calibrate import samples as sample_sets
+from edgeopt.errors import UnsupportedTarget
 from edgeopt.layout import JobFolder
 from edgeopt.protocols import Pass, Runtime
 from edgeopt.records import Event, JobOrder, Recipe, Target, Trial, Verdict
@@ -85,8 +86,13 @@ def _take_in(order: JobOrder, folder: JobFolder) -> Job:
 
 
 def _plan(job: Job) -> tuple[tuple[Recipe, ...], tuple[Trial, ...]]:
-    if job.order.only_recipe is not None:
-        return (job.order.only_recipe,), ()
+    """What to try and what not; :class:`UnsupportedTarget` where no runtime here serves the target."""
+    if reason := job.runtime.refuse(job.given.signature, job.target):
+        raise UnsupportedTarget(reason, hint="Set target.name to auto.")
+    if (only := job.order.only_recipe) is not None:
+        for step in only.steps:
+            catalogue.find_pass(step.technique)  # an unknown one is the caller's mistake
+        return (only,), ()
     plan = planner.plan(
         job.given.signature, job.target, job.order.policy, passes=job.passes, has_samples=not job.data.synthetic
     )

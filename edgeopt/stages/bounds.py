@@ -37,11 +37,6 @@ def binomial_interval(successes: int, trials: int, *, tail: float = 0.025) -> tu
     return low, high
 
 
-def normal_cdf(values: Floats) -> Floats:
-    """Standard normal distribution function, element by element."""
-    return np.array([0.5 * math.erfc(-value / math.sqrt(2.0)) for value in values.ravel()]).reshape(values.shape)
-
-
 def _interval(values: Floats, statistic: Callable[[Floats], Floats], *, seed: int) -> tuple[float, float]:
     drawn = np.concatenate([statistic(resampled) for resampled in _resampled(values, seed)])
     low, high = np.percentile(drawn, [_LOW, _HIGH])

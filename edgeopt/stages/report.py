@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edgeopt import wire
+from edgeopt import __version__, wire
 from edgeopt.integrity import model_files
 from edgeopt.layout import ARTIFACT_FILE, MANIFEST_FILE, REPORT_FILE
 from edgeopt.records import Artifact, JobOrder, Latency, Measurement, Quality, Recipe, Step, Target, Trial, Verdict
@@ -56,7 +56,7 @@ def manifest(findings: Findings) -> dict[str, Any]:
         "name": order.name,
         "version": 0,
         "created": "",
-        "edgeopt": version("edgeopt"),
+        "edgeopt": __version__,
         "source": wire.encode(order.source),
         "artifact": _artifact(artifact),
         "target": {

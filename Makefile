@@ -1,7 +1,10 @@
 # On a fresh machine with Python 3.11 or later:   make demo      make test
 # Stamp files in the virtual environment make every later call start at once, with or without a network.
 
-PYTHON ?= python3
+# the first Python that is new enough and can make virtual environments; or name one: make PYTHON=/opt/python/bin/python3 demo
+PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11; do \
+  $$candidate -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; \
+  done || echo python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt

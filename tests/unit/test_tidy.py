@@ -175,3 +175,39 @@ def test_hard_swish_spelled_out_becomes_one_operator() -> None:
     made = tidy(model)
     assert operators(made) == ["Conv", "HardSwish"]
     same(made, model)
+
+
+def test_operators_of_opset_11_mean_the_same_at_17() -> None:
+    net = Net(opset=11)
+    scales, none = net.const(np.float32([1, 1, 2, 2])), net.const(np.zeros(0, np.float32))
+    value = net.op("Resize", net.op("Dropout", "x"), none, scales, mode="linear")
+    value = net.op("Pad", value, net.ints(0, 0, 1, 1, 0, 0, 1, 1))
+    value = net.op("ReduceSum", value, axes=[1], keepdims=0)
+    net.op("LogSoftmax", value, output="y", axis=1)
+    model = net.build({"x": ["N", 2, 3, 3]}, {"y": ["N", 8, 8]})
+    made = tidy(model)
+    assert made.graph.opset_imports[""] == 17
+    same(made, model)
+
+
+def test_operators_of_opset_9_mean_the_same_at_17() -> None:
+    net = Net(opset=9)
+    value = net.op("Slice", "x", axes=[1], starts=[0], ends=[2])
+    value = net.op("Upsample", value, net.const(np.float32([1, 1, 2, 2])), mode="nearest")
+    net.op("Clip", value, output="y", min=0.0, max=1.0)
+    model = net.build({"x": ["N", 3, 2, 2]}, {"y": ["N", 2, 4, 4]})
+    made = tidy(model)
+    assert made.graph.opset_imports[""] == 17
+    assert operators(made) == ["Slice", "Resize", "Clip"]
+    same(made, model)
+
+
+def test_operators_of_a_runtime_and_sequences_survive_raising() -> None:
+    net = Net(opset=13)
+    value = net.op("Gelu", net.op("Squeeze", "x", net.ints(0)), domain="com.microsoft")
+    pieces = net.op("SplitToSequence", value, axis=0, keepdims=0)
+    net.op("SequenceAt", pieces, net.const(np.int64(1)), output="y")
+    model = net.build({"x": [1, 3, 4]}, {"y": [4]})
+    made = tidy(model)
+    assert made.graph.opset_imports == {"": 17, "com.microsoft": 1}
+    same(made, model)

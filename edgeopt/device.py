@@ -8,6 +8,7 @@ ask too, and every reader takes a :class:`Host` whose roots may lie elsewhere. A
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Iterator
@@ -108,7 +109,7 @@ def features(*, host: Host = THIS_HOST) -> tuple[str, ...]:
         number = processor.get("processor", "")
         listed = processor.get("flags") or processor.get("features")
         # boards close /proc/cpuinfo with a block about themselves
-        if listed is None or (number.isdigit() and int(number) not in usable):
+        if listed is None or (number.isdecimal() and int(number) not in usable):
             continue
         flags = set(listed.split())
         everywhere = flags if everywhere is None else everywhere & flags
@@ -143,9 +144,10 @@ def load_1min(*, host: Host = THIS_HOST) -> float:
     """The load average over the last minute; 0 where it is unknown."""
     first = _read(host.proc / "loadavg").split(" ")[0]
     try:
-        return float(first)
+        load = float(first)
     except ValueError:
         return 0.0
+    return load if 0 <= load < math.inf else 0.0
 
 
 def gpu_present(*, host: Host = THIS_HOST) -> bool:
@@ -232,7 +234,7 @@ def _meminfo(host: Host) -> dict[str, int]:
 
 def _number(text: str) -> int | None:
     try:
-        return int(text.strip(), 0)
+        return int(text.strip()[:40], 0)
     except ValueError:
         return None
 
@@ -240,5 +242,5 @@ def _number(text: str) -> int | None:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path with a NUL in it
         return ""

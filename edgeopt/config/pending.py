@@ -1,6 +1,6 @@
 """Keys of the contract that this version reads and does not act on yet, told to the operator and never passed over.
 
-``config check`` prints these sentences and the daemon logs them. A key goes from here when its room acts on it.
+``config check`` prints these sentences. A key goes from here when its room acts on it.
 """
 
 from __future__ import annotations

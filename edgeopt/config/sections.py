@@ -19,7 +19,7 @@ from edgeopt.records import Goal, InputHint, Preprocess, Search, TargetRequest, 
 FOLDERS = ("inbox", "published", "rejected", "state")
 
 _MINUTE_OF_DAY = r"([01]?\d|2[0-3]):[0-5]\d"
-QUANTIZERS = ("quantize_static", "quantize_dynamic", "cast_fp16")
+QUANTIZERS = ("quantize_static", "quantize_dynamic", "quantize_weights", "cast_fp16")
 """What ``techniques.quantize`` may name; a test holds it against the catalogue, which lies on a higher floor."""
 _PASS = kinds.text("the name of a pass", pattern=r"[a-z][a-z0-9_]{0,63}")
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgeopt.passes.fuse_transformer import FuseTransformer as FuseTransformer
     from edgeopt.passes.quantize_dynamic import QuantizeDynamic as QuantizeDynamic
     from edgeopt.passes.quantize_static import QuantizeStatic as QuantizeStatic
+    from edgeopt.passes.quantize_weights import QuantizeWeights as QuantizeWeights
     from edgeopt.passes.tidy import Tidy as Tidy
 
 _HOMES = {
@@ -22,10 +23,11 @@ _HOMES = {
     "FuseTransformer": "fuse_transformer",
     "QuantizeDynamic": "quantize_dynamic",
     "QuantizeStatic": "quantize_static",
+    "QuantizeWeights": "quantize_weights",
     "Tidy": "tidy",
 }
 
-__all__ = ["CastFp16", "FoldBatchNorm", "FuseTransformer", "QuantizeDynamic", "QuantizeStatic", "Tidy"]
+__all__ = ["CastFp16", "FoldBatchNorm", "FuseTransformer", "QuantizeDynamic", "QuantizeStatic", "QuantizeWeights", "Tidy"]
 
 
 def __getattr__(name: str) -> object:

@@ -6,19 +6,18 @@ Every candidate is measured on this device against the original; the original is
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgeopt import catalogue, device, wire
+from edgeopt import catalogue, device
 from edgeopt.calibrate import samples as sample_sets
 from edgeopt.errors import UnsupportedTarget
 from edgeopt.layout import JobFolder
 from edgeopt.protocols import Pass, Runtime
-from edgeopt.records import Event, JobOrder, Recipe, Target, Trial, Verdict
+from edgeopt.records import JobOrder, Recipe, Target, Trial, Verdict
 from edgeopt.stages import attempt, baseline, forms, ingest, planner, reference, report, select
 from edgeopt.stages import data as assignment
 from edgeopt.stages.attempt import Workbench
@@ -28,6 +27,7 @@ from edgeopt.stages.events import Emit, staged
 from edgeopt.stages.evidence import CalibrationEvidence
 from edgeopt.stages.ingest import Ingested
 from edgeopt.stages.runners import Runner
+from edgeopt.stages.search import Search
 
 _MADE_UP_SAMPLES = 16
 
@@ -54,9 +54,8 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
     with ExitStack() as runners:
         with staged("baseline", emit):
             bench = _workbench(job, runners, emit)
-        trials = _attempt_all(
-            recipes, bench, CandidateCache(cache_folder, _facts(job)), job.order.policy.search.budget_s
-        )
+        search = Search(bench, CandidateCache(cache_folder, _facts(job)), job.order.policy.search)
+        trials = search.fixed(recipes) if job.order.only_recipe else search.run(recipes)
         with staged("select", emit):
             verdict = select.choose(
                 [*trials, *left_out],
@@ -110,6 +109,8 @@ def _workbench(job: Job, runners: ExitStack, emit: Emit) -> Workbench:
     original.hold(timed)
     return Workbench(
         model=job.given.model,
+        signature=signature,
+        ends=ends,
         evidence=CalibrationEvidence(
             calibration=job.data.calibration,
             signature=signature,
@@ -131,26 +132,6 @@ def _workbench(job: Job, runners: ExitStack, emit: Emit) -> Workbench:
         seed=seed,
         look_s=attempt.look_s(job.order.policy.search.budget_s),
     )
-
-
-def _attempt_all(recipes: tuple[Recipe, ...], bench: Workbench, cache: CandidateCache, budget_s: float) -> list[Trial]:
-    """Try the recipes in order until the budget ends; what is in the cache is not done again."""
-    started, trials = time.monotonic(), []
-    for done, recipe in enumerate(recipes):
-        progress = {"ratio": done / len(recipes), "trial": done + 1, "trials": len(recipes), "text": recipe.label}
-        bench.emit(Event(kind="progress", fields=progress))
-        trial = cache.find(recipe)
-        bench.emit(Event(kind="cache", fields={"result": "hit" if trial else "miss"}))
-        if trial is None and done and time.monotonic() - started > budget_s:
-            trials.append(Trial(recipe=recipe, refused=f"the budget of {budget_s:g} s was used up before its turn"))
-            continue
-        if trial is None:
-            trial = attempt.attempt(recipe, bench)
-            cache.keep(trial)
-        outcome = "refused" if trial.measurement is None else "measured"
-        bench.emit(Event(kind="candidate", fields={"outcome": outcome, "trial": wire.encode(trial)}))
-        trials.append(trial)
-    return trials
 
 
 def _harmless(recipes: tuple[Recipe, ...], passes: dict[str, Pass]) -> set[str]:

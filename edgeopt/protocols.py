@@ -77,6 +77,13 @@ class Pass(Protocol):
         """A new model; ``model`` is not touched. Raises :class:`~edgeopt.errors.PassFailed`."""
 
 
+class Quantizer(Pass, Protocol):
+    """A pass that lowers the precision of some layers and can leave out those that its setting ``skip`` lists."""
+
+    def layers(self, model: Model) -> tuple[str, ...]:
+        """Names of the layers that it would change in ``model``, in graph order."""
+
+
 class Session(Protocol):
     """An opened artifact."""
 
@@ -107,6 +114,9 @@ class Runtime(Protocol):
 
     def open(self, artifact: Artifact) -> AbstractContextManager[Session]:
         """A session with the artifact's own settings."""
+
+    def node_seconds(self, model: Path, feeds: Feeds, *, threads: int) -> dict[str, float]:
+        """Seconds that one inference spends in each node, by the name of the node or of what it was fused from."""
 
     def observe(
         self, model: Path, samples: Iterable[Feeds], names: Sequence[str], *, threads: int

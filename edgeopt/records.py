@@ -251,8 +251,15 @@ class Recipe:
 
 
 def _step_label(step: Step) -> str:
-    settings = ", ".join(f"{name}={value}" for name, value in step.settings)
+    settings = ", ".join(f"{name}={_value_label(value)}" for name, value in step.settings)
     return f"{step.technique}({settings})" if settings else step.technique
+
+
+def _value_label(value: Scalar) -> str:
+    """A value as a table shows it; a JSON list by its length."""
+    if isinstance(value, str) and value.startswith("["):
+        return f"{len(json.loads(value))} layers"
+    return str(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,6 +89,10 @@ class QuantizeDynamic:
         edit.prune(quantized)
         return quantized
 
+    def layers(self, model: Model) -> tuple[str, ...]:
+        """Names of the layers that would be quantized, in graph order: what ``skip`` may list."""
+        return tuple(layer.name for layer in quantizable.layers(model.graph, operators=_LAYERS))
+
 
 class _DynamicQuantizer:
     """One dynamic quantization of one model's main graph."""

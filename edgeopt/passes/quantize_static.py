@@ -103,6 +103,12 @@ class QuantizeStatic:
         edit.prune(quantized)
         return quantized
 
+    def layers(self, model: Model) -> tuple[str, ...]:
+        """Names of the layers that would be quantized, in graph order: what ``skip`` may list."""
+        fused = edit.copy(model)
+        fuse_gemm(fused)
+        return tuple(layer.name for layer in quantizable.place(fused.graph).layers)
+
 
 def observe(model: Model, evidence: Evidence) -> dict[str, Observation]:
     """Everything static quantization may want to know of ``model``, whatever the settings: one pass for all recipes."""

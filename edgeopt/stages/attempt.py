@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from edgeopt.errors import CandidateError, EdgeoptError
 from edgeopt.graph import check, save
 from edgeopt.layout import ARTIFACT_FILE
-from edgeopt.protocols import Evidence, Pass, Runtime
-from edgeopt.records import Artifact, Goal, Measurement, Quality, Recipe, Step, Target, Trial
+from edgeopt.protocols import Pass, Runtime
+from edgeopt.records import Artifact, Goal, Measurement, Quality, Recipe, Signature, Step, Target, Trial
 from edgeopt.stages import measure, quality
 from edgeopt.stages.events import Emit, staged
+from edgeopt.stages.evidence import CalibrationEvidence
 from edgeopt.stages.measure import Effort, Timing
 from edgeopt.stages.reference import Reference
 from edgeopt.stages.runners import Runner
@@ -43,7 +44,10 @@ class Workbench:
     """What every attempt of a job needs."""
 
     model: Model
-    evidence: Evidence
+    signature: Signature
+    ends: dict[str, tuple[str, ...]]
+    """The operators that lead to each output; see ``forms.final_operators``."""
+    evidence: CalibrationEvidence
     passes: Mapping[str, Pass]
     runtime: Runtime
     target: Target
@@ -75,7 +79,7 @@ def attempt(recipe: Recipe, bench: Workbench) -> Trial:
         with staged("compress", bench.emit):
             model = compress(recipe, bench)
         with staged("compile", bench.emit):
-            artifact = _compile(model, recipe, bench)
+            artifact = compile_recipe(model, recipe, bench)
         with staged("measure", bench.emit):
             measurement = _measure(artifact, bench)
         return Trial(recipe=recipe, artifact=artifact, measurement=measurement, seconds=time.monotonic() - started)
@@ -124,7 +128,8 @@ def compress(recipe: Recipe, bench: Workbench) -> Model:
     return model
 
 
-def _compile(model: Model, recipe: Recipe, bench: Workbench) -> Artifact:
+def compile_recipe(model: Model, recipe: Recipe, bench: Workbench) -> Artifact:
+    """Save what ``recipe`` made and let the runtime take it; :class:`~edgeopt.errors.CompileFailed` where it does not."""
     file = bench.folder / "candidates" / recipe.id / ARTIFACT_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     save.save(model, file)

@@ -14,10 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from importlib.metadata import version
 from types import FrameType
 
-from edgeopt import device
+from edgeopt import __version__, device
 from edgeopt.config.schema import Config
 from edgeopt.daemon import logs, storage
 from edgeopt.daemon.house import Folders, House
@@ -61,6 +60,7 @@ def serve(
         stack.callback(mailbox.close)
         house = _furnish(config, folders, mailbox, clock=clock)
         house.worker_command = worker_command
+        house.say_what_has_no_effect()
         stack.callback(house.store.close)
         notifier = from_environment(os.environ)
         stack.callback(notifier.close)
@@ -78,7 +78,7 @@ def serve(
 def _furnish(config: Config, folders: Folders, mailbox: Mailbox, *, clock: Callable[[], float]) -> House:
     target = device.detect(config.target)
     shape = logs.choose(config.log.format, environment=os.environ, descriptor=sys.stderr.fileno())
-    build = {"version": version("edgeopt"), "python": ".".join(map(str, sys.version_info[:3]))}
+    build = {"version": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
     about = {
         "name": target.name,
         "device": label(target.device),

@@ -111,6 +111,7 @@ class Chores:
             fresh = replace(fresh, inbox=old.inbox, published=old.published, rejected=old.rejected, state=old.state)
         house.config = fresh
         house.log.level = fresh.log.level
+        house.say_what_has_no_effect()
         self._outcomes.front.reconfigured()
         if fresh.watch.backend != old.watch.backend:
             if self._watcher is not None:

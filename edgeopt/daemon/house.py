@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgeopt.config import pending
 from edgeopt.config.schema import Config
 from edgeopt.daemon.jobs import JobStore
 from edgeopt.daemon.logs import Log
@@ -83,6 +84,11 @@ class House:
     """Why intake does not work right now, by what it concerns; empty when all is well."""
     failures: int = 0
     """Jobs that failed or were rejected since the start: the exit code of ``--once``."""
+
+    def say_what_has_no_effect(self) -> None:
+        """Warn of every key that is set to something this version does not do."""
+        for sentence in pending.without_effect(self.config):
+            self.log.warning("setting-without-effect", reason=sentence)
 
 
 @dataclass(slots=True)

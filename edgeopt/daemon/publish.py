@@ -128,6 +128,7 @@ def _same_outcome(manifest: dict[str, Any], shelf: Shelf, origin: Origin) -> int
         newest["artifact"].get("sha256") == manifest["artifact"].get("sha256")
         and newest["source"].get("sha256") == manifest["source"].get("sha256")
         and newest.get("goal") == manifest.get("goal")
+        and newest.get("target") == manifest.get("target")
         and newest.get("recipe") == manifest.get("recipe")
     )
     return shelf.versions[-1] if same else 0

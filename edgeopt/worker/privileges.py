@@ -45,6 +45,8 @@ def drop_capabilities(*, files_confined: bool) -> None:
     now = (_Sets * 2)()
     if libc.capget(ctypes.byref(header), now) != 0:
         raise _os_error("capget")
+    if not any(half.permitted for half in now):
+        return  # nothing to drop, and a service's filter may refuse the call that drops it
     kept = now[0].permitted & (1 << _CAP_DAC_READ_SEARCH) if files_confined else 0
     wanted = (_Sets * 2)(_Sets(kept, kept, 0), _Sets(0, 0, 0))
     if libc.capset(ctypes.byref(header), wanted) != 0:

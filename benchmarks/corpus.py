@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shutil
 import signal
@@ -20,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Self
 
 POLL_S = 0.5
 
@@ -34,7 +34,9 @@ def main() -> int:
     options = parser.parse_args()
     home = options.keep or Path(tempfile.mkdtemp(prefix="edgeopt-corpus-"))
     wanted = set(filter(None, options.only.split(",")))
-    models = sorted(item.parent for item in options.corpus.glob("*/model.onnx") if not wanted or item.parent.name in wanted)
+    models = sorted(
+        item.parent for item in options.corpus.glob("*/model.onnx") if not wanted or item.parent.name in wanted
+    )
     with Daemon(home, options.objective, options.budget) as daemon:
         rows = [daemon.drop(model) for model in models]
     print(table(rows))
@@ -57,7 +59,7 @@ class Daemon:
             f'http: {{listen: "127.0.0.1:0"}}\n'
         )
 
-    def __enter__(self) -> Daemon:
+    def __enter__(self) -> Self:
         log = (self.home / "daemon.log").open("wb")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "edgeopt", "serve", "-c", str(self.configuration)], stdout=log, stderr=log
@@ -77,7 +79,7 @@ class Daemon:
             if (model / source).exists():
                 staged = self.home / f".{name}{suffix}"
                 shutil.copyfile(model / source, staged)
-                os.rename(staged, self.home / "inbox" / f"{name}{suffix}")
+                staged.rename(self.home / "inbox" / f"{name}{suffix}")
         while (found := self.outcome(name)) == before:
             if self.process.poll() is not None:
                 return {"name": name, "outcome": f"the daemon ended with {self.process.returncode}"}
@@ -103,15 +105,17 @@ def table(rows: list[dict]) -> str:
     published = next((row["manifest"] for row in rows if "manifest" in row), None)
     if published:
         target, environment = published["target"], published["environment"]
-        lines += ["", f"{target['device']}, {target['threads']} threads, {' '.join(target['features'])}; "
-                  f"onnxruntime {environment['onnxruntime']}, Python {platform.python_version()}."]
+        device = f"{target['device']}, {target['threads']} threads, {' '.join(target['features'])}"
+        lines += ["", f"{device}; onnxruntime {environment['onnxruntime']}, Python {platform.python_version()}."]
     return "\n".join(lines)
 
 
 def line(row: dict) -> str:
     if "manifest" not in row:
         reason = row.get("reason", {})
-        return f"| {row['name']} | | | | | | {row.get('seconds', 0):.0f} | {row['outcome']}: {reason.get('message', '')} |"
+        return (
+            f"| {row['name']} | | | | | | {row.get('seconds', 0):.0f} | {row['outcome']}: {reason.get('message', '')} |"
+        )
     manifest = row["manifest"]
     result, baseline = manifest["result"], manifest["baseline"]
     speedup, quality = result["speedup"], result["quality"]

@@ -17,7 +17,7 @@ from edgeopt.calibrate import samples as sample_sets
 from edgeopt.errors import UnsupportedTarget
 from edgeopt.layout import JobFolder
 from edgeopt.protocols import Pass, Runtime
-from edgeopt.records import JobOrder, Recipe, Target, Trial, Verdict
+from edgeopt.records import Event, JobOrder, Recipe, Target, Trial, Verdict
 from edgeopt.stages import attempt, baseline, forms, ingest, planner, reference, report, select
 from edgeopt.stages import data as assignment
 from edgeopt.stages.attempt import Workbench
@@ -49,6 +49,8 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
     """Work off one job. Raises an :class:`~edgeopt.errors.EdgeoptError` that says what becomes of it."""
     with staged("ingest", emit):
         job = _take_in(order, folder)
+        for note in job.given.notes:
+            emit(Event(kind="note", fields={"text": note}))
     with staged("plan", emit):
         recipes, left_out = _plan(job)
     with ExitStack() as runners:

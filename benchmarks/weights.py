@@ -25,11 +25,20 @@ from edgeopt.errors import PassFailed
 from edgeopt.passes import QuantizeWeights
 
 MODELS = ("efficientnet_lite0", "all_minilm_l6_v2", "ppocr_v4_det", "magika_v3_3")
+GPTQ: dict[str, Any] = {"compensation": "gptq"}
 SETTINGS: list[dict[str, Any]] = [
     {"bits": 8},
+    {"bits": 8, **GPTQ},
     *({"bits": bits, "levels": "palette"} for bits in (6, 5, 4, 3)),
-    *({"bits": bits, "block": 32} for bits in (6, 4)),
-    {"bits": 2, "levels": "ternary", "block": 32},
+    *({"bits": bits, "levels": "palette", **GPTQ} for bits in (6, 5, 4, 3, 2)),
+    {"bits": 4, "block": 32},
+    {"bits": 4, "block": 32, **GPTQ},
+    {"bits": 4, "block": 32, "levels": "affine"},
+    {"bits": 4, "block": 32, "levels": "affine", **GPTQ},
+    {"bits": 4, **GPTQ},
+    {"bits": 3, "block": 32, **GPTQ},
+    {"bits": 2, "levels": "ternary", "block": 32, **GPTQ},
+    *({"bits": 2, "levels": "palette", "noise": noise, **GPTQ} for noise in (1e-3, 3e-3, 1e-2)),
 ]
 _BLOCKS, _RUNS = 6, 4
 

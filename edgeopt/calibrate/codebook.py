@@ -11,7 +11,8 @@ with the scales as a third.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +21,19 @@ Rows = NDArray[np.float32]
 """A weight as (output channels, everything else)."""
 Codes = NDArray[np.uint8]
 
-_RATIOS = np.linspace(0.5, 1.0, 21, dtype=np.float32)
+_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 """Clipping ratios that are tried: below a half, clipping cost more than rounding on every weight seen."""
 _BINS = 4096
 _ROUNDS = 30
 _ALTERNATIONS = 4
+_CHUNK = 1 << 18
+"""Weights handled at once: few enough for the cache, and memory does not grow with the weight."""
+_SEEN = 1 << 20
+"""Weights that a palette's levels are fitted to; a larger tensor is thinned, since a few hundred levels do not need more."""
+_NORM, _BETA, _STIFFENING, _SPLITS = 0.7, 10.0, 1.01, 20
+"""The half-quadratic solver's norm, first penalty, its growth and the rounds, as published."""
+_TINY = 1e-8
+"""Zero has no negative power."""
 _SPREAD = 4.0
 """A palette covers this many standard deviations before its levels have moved; the outermost level takes what lies beyond."""
 
@@ -36,6 +45,8 @@ class Grid:
     codebook: NDArray[np.float32]
     scale: NDArray[np.float16]
     block: int
+    zero: NDArray[np.float16] | None = None
+    """What is taken off the codebook's entry before the scale, in the shape of ``scale``; None where that is nothing."""
 
     @property
     def levels(self) -> int:
@@ -45,20 +56,30 @@ class Grid:
         """One scale for each column: (rows, columns)."""
         return np.repeat(self.scale.astype(np.float32), self.block, axis=1)
 
+    def zeros(self) -> NDArray[np.float32] | np.float32:
+        """The zero for each column: (rows, columns), or nothing at all."""
+        if self.zero is None:
+            return np.float32(0)
+        return np.repeat(self.zero.astype(np.float32), self.block, axis=1)
+
     def encode(self, rows: Rows) -> Codes:
         """The code of the nearest level for each weight."""
-        return nearest(rows, self.scales(), self.codebook)
+        return nearest(rows + self.zeros() * self.scales(), self.scales(), self.codebook)
 
     def decode(self, codes: Codes) -> Rows:
         """What the graph computes of the codes."""
-        return self.codebook[codes] * self.scales()
+        return (self.codebook[codes] - self.zeros()) * self.scales()
 
 
 def nearest(values: NDArray[np.float32], scale: NDArray[np.float32], codebook: NDArray[np.float32]) -> Codes:
     """The index of the level nearest to ``values / scale``; a scale of zero takes the level nearest to zero."""
-    safe = np.where(scale == 0, np.float32(1), scale)
-    middles = (codebook[1:] + codebook[:-1]) / 2
-    return np.searchsorted(middles, np.where(scale == 0, np.float32(0), values / safe)).astype(np.uint8)
+    scaled = np.divide(values, scale, out=np.zeros(values.shape, np.float32), where=scale != 0)
+    steps = np.diff(codebook)
+    if (steps == steps[0]).all():
+        # Evenly spaced: arithmetic instead of a search, several times faster.
+        codes = np.rint((scaled - codebook[0]) / steps[0])
+        return np.clip(codes, 0, codebook.size - 1).astype(np.uint8)
+    return np.searchsorted((codebook[1:] + codebook[:-1]) / 2, scaled).astype(np.uint8)
 
 
 def integer_levels(bits: int) -> NDArray[np.float32]:
@@ -79,33 +100,105 @@ def block_of(columns: int, wanted: int) -> int:
     return divisor if 2 * divisor >= wanted else columns
 
 
-def fit_levels(rows: Rows, codebook: NDArray[np.float32], *, block: int) -> Grid:
-    """The scales under which fixed, evenly spaced levels miss ``rows`` least."""
+def fit_levels(rows: Rows, levels: NDArray[np.float32], *, block: int) -> Grid:
+    """The scales under which fixed levels miss ``rows`` least."""
     blocks = rows.reshape(-1, block)
-    # Both signs: the side of the larger weight gets the longer half of the levels.
-    peak = np.where(blocks.max(axis=1) > -blocks.min(axis=1), blocks.max(axis=1), blocks.min(axis=1))
-    full = peak / codebook[0]
-    best, least = full.astype(np.float32), np.full(full.shape, np.inf, np.float32)
-    for ratio in _RATIOS:
-        scale = full * ratio
-        codes = nearest(blocks, scale[:, None], codebook)
-        scale = _least_squares(blocks, codebook[codes], scale)
-        error = _error(blocks, codebook, scale)
-        best, least = np.where(error < least, scale, best), np.minimum(error, least)
-    return _stored(codebook, best.reshape(rows.shape[0], -1), block)
+    scale = np.concatenate([_clipped(chunk, levels) for chunk in _chunks(blocks)])
+    return _stored(levels, scale.reshape(rows.shape[0], -1), block)
 
 
 def fit_palette(rows: Rows, levels: int, *, block: int, weights: NDArray[np.float32] | None = None) -> Grid:
-    """k-means levels of the scaled weights; ``weights`` say how much each column's error matters."""
+    """k-means levels of the scaled weights; ``weights`` say how much the error of each column matters."""
     blocks = rows.reshape(-1, block)
     importance = None if weights is None else np.broadcast_to(weights, rows.shape).reshape(-1, block)
-    scale = np.sqrt(np.square(blocks).mean(axis=1, dtype=np.float64)).astype(np.float32)
+    step = max(1, blocks.size // _SEEN)
+    seen, seen_importance = blocks[::step], None if importance is None else importance[::step]
+    scale = _deviation(seen)
     codebook = np.linspace(-_SPREAD, _SPREAD, levels, dtype=np.float32)
     for _ in range(_ALTERNATIONS):
-        codebook = _lloyd(blocks, scale, codebook, importance)
-        codes = nearest(blocks, scale[:, None], codebook)
-        scale = _least_squares(blocks, codebook[codes], scale, importance)
+        codebook = _lloyd(seen, scale, codebook, seen_importance)
+        scale = _refined(seen, scale, codebook, seen_importance)
+    scale = _deviation(blocks)
+    for _ in range(_ALTERNATIONS // 2):
+        scale = _refined(blocks, scale, codebook, importance)
     return _stored(codebook, scale.reshape(rows.shape[0], -1), block)
+
+
+def fit_affine(rows: Rows, bits: int, *, block: int) -> Grid:
+    """Evenly spaced levels with a zero of their own for each block, by half-quadratic splitting.
+
+    The scale spans the block; the zero minimises the error's p-norm, under which a few outliers may stay wrong, alternating between the
+    errors worth keeping and the zero that centres the rest (H. Badri and A. Shaji, "Half-Quadratic Quantization of Large Machine Learning
+    Models", Mobius Labs, 2023). Needs no data.
+    """
+    blocks = rows.reshape(-1, block)
+    fitted = [_half_quadratic(chunk, bits) for chunk in _chunks(blocks)]
+    shape = (rows.shape[0], -1)
+    scale, zero = (np.concatenate(parts).reshape(shape) for parts in zip(*fitted, strict=True))
+    grid = _stored(np.arange(1 << bits, dtype=np.float32), scale, block)
+    # The codebook took a power of two; the zero is counted in the codebook's units.
+    return Grid(grid.codebook, grid.scale, block, (zero * grid.codebook[1]).astype(np.float16))
+
+
+def _half_quadratic(blocks: Rows, bits: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scale and zero of each block."""
+    low, high = blocks.min(axis=1, keepdims=True), blocks.max(axis=1, keepdims=True)
+    last = (1 << bits) - 1
+    scale = ((high - low) / last).astype(np.float32)
+    scale[scale == 0] = 1.0
+    zero = best = -low / scale
+    least, beta = np.full(len(blocks), np.inf), _BETA
+    for _ in range(_SPLITS):
+        codes = np.clip(np.rint(blocks / scale + zero), 0, last)
+        error = blocks - scale * (codes - zero)
+        size = np.abs(error).mean(axis=1)
+        best, least = np.where((size < least)[:, None], zero, best), np.minimum(size, least)
+        kept = np.abs(error) + np.float32(_TINY)
+        kept = np.sign(error) * np.maximum(kept - kept ** (_NORM - 1) / beta, 0)
+        zero = (codes - (blocks - kept) / scale).mean(axis=1, keepdims=True, dtype=np.float32)
+        beta *= _STIFFENING
+    return scale[:, 0], best[:, 0]
+
+
+def _clipped(blocks: Rows, levels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """For each block the scale, out of those that clip a little, with the least squared error."""
+    # Both signs: the side of the larger weight gets the longer half of the levels.
+    high, low = blocks.max(axis=1), blocks.min(axis=1)
+    full = np.where(high > -low, high, low) / levels[0]
+    best, most = full.astype(np.float32), np.full(full.shape, -1.0)
+    for ratio in _RATIOS:
+        taken = levels[nearest(blocks, (full * np.float32(ratio))[:, None], levels)]
+        power = np.einsum("ij,ij->i", taken, taken, dtype=np.float64)
+        product = np.einsum("ij,ij->i", taken, blocks, dtype=np.float64)
+        # With the codes fixed the best scale is product / power, and it explains product^2 / power of the block.
+        explained = np.divide(product**2, power, out=np.zeros_like(power), where=power > 0)
+        scale = np.divide(product, power, out=full.astype(np.float64), where=power > 0)
+        best, most = np.where(explained > most, scale, best).astype(np.float32), np.maximum(explained, most)
+    return best
+
+
+def _deviation(blocks: Rows) -> NDArray[np.float32]:
+    return np.sqrt(np.square(blocks).mean(axis=1, dtype=np.float64)).astype(np.float32)
+
+
+def _refined(
+    blocks: Rows, scale: NDArray[np.float32], codebook: NDArray[np.float32], importance: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    """The best scale for each block under the codes that the old one gives."""
+    step = max(1, _CHUNK // blocks.shape[1])
+    parts = []
+    for start in range(0, len(blocks), step):
+        part = slice(start, start + step)
+        levels = codebook[nearest(blocks[part], scale[part, None], codebook)]
+        parts.append(
+            _least_squares(blocks[part], levels, scale[part], None if importance is None else importance[part])
+        )
+    return np.concatenate(parts)
+
+
+def _chunks(blocks: Rows) -> Iterator[Rows]:
+    step = max(1, _CHUNK // blocks.shape[1])
+    return (blocks[start : start + step] for start in range(0, len(blocks), step))
 
 
 def _lloyd(
@@ -140,19 +233,8 @@ def _least_squares(
     return found.astype(np.float32)
 
 
-def _error(blocks: Rows, codebook: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    codes = nearest(blocks, scale[:, None], codebook)
-    miss: NDArray[np.float32] = np.square(codebook[codes] * scale[:, None] - blocks).sum(axis=1)
-    return miss
-
-
 def _stored(codebook: NDArray[np.float32], scale: NDArray[np.float32], block: int) -> Grid:
     """The grid as it is written: scales in float16, brought near 1 by a power of two that the codebook takes."""
     peak = float(np.abs(scale).max(initial=0.0))
     factor = np.float32(2.0 ** np.floor(np.log2(peak))) if peak > 0 else np.float32(1)
     return Grid((codebook * factor).astype(np.float32), (scale / factor).astype(np.float16), block)
-
-
-def with_codebook(grid: Grid, codebook: NDArray[np.float32]) -> Grid:
-    """The same scales under other levels."""
-    return replace(grid, codebook=codebook)

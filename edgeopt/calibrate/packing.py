@@ -41,7 +41,7 @@ def planes(levels: int) -> tuple[Plane, ...]:
     if levels == TERNARY:
         return (Plane(radix=TERNARY, digits=5, weight=1),)
     bits = levels.bit_length() - 1
-    if levels != 1 << bits or not 1 <= bits <= 8:  # noqa: PLR2004 - a byte
+    if levels != 1 << bits or not 1 <= bits <= 8:
         raise ValueError(f"{levels} levels are neither 3 nor a power of two between 2 and 256")
     found, low = [], 0
     for width in _WIDTHS:

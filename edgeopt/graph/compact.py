@@ -66,7 +66,7 @@ class Weight:
             rows = int(np.prod(self.shape[: self.axis + 1]))
             blocks = self.size // rows // block
             return (rows, blocks, block), (rows, blocks, 1)
-        if len(self.shape) == 2:  # noqa: PLR2004 - a matrix (inputs, outputs)
+        if len(self.shape) == 2:
             inputs, outputs = self.shape
             return (inputs // block, block, outputs), (inputs // block, 1, outputs)
         return self.shape, self.row_sides
@@ -87,7 +87,7 @@ class Weight:
     @property
     def may_block(self) -> bool:
         """Whether scales within a row can broadcast at all: not across a transposed kernel."""
-        return self.axis == 0 or self._stacked or len(self.shape) == 2  # noqa: PLR2004 - a matrix
+        return self.axis == 0 or self._stacked or len(self.shape) == 2
 
     @property
     def _stacked(self) -> bool:
@@ -101,7 +101,8 @@ def weights(graph: ir.Graph) -> list[Weight]:
         for value in node.inputs:
             if value is None or value in found or not _is_weight(value):
                 continue
-            shape = tuple(int(side) for side in np.shape(tensors.array(value)))
+            tensor = tensors.constant(value)
+            shape = tuple(int(side) for side in tensor.shape.numpy()) if tensor is not None else ()
             found[value] = Weight(str(value.name), value, _axis(node, value, len(shape)), node, shape)
     return list(found.values())
 

@@ -8,7 +8,6 @@ again at every inference (2.6 times slower on EfficientNet-lite0), unless the se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +28,17 @@ class Packed:
 
     data: NDArray[np.uint8]
     table: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """A packed weight; ``scale`` and ``zero`` broadcast over ``view``."""
+
+    planes: tuple[Packed, ...]
+    codebook: NDArray[np.float32]
+    scale: NDArray[np.float16]
+    zero: NDArray[np.float16] | None
+    view: tuple[int, ...]
 
 
 class Unpacker:
@@ -58,22 +68,18 @@ class Unpacker:
             edit.replace_value(output, result)
             edit.remove(node)
 
-    def levels(
-        self,
-        weight: Weight,
-        planes: Sequence[Packed],
-        codebook: NDArray[np.float32],
-        *,
-        scale: NDArray[np.float16],
-        view: tuple[int, ...],
-    ) -> None:
-        """``codebook[sum of the planes' digits] * scale``; ``view`` is the shape in which ``scale`` broadcasts."""
-        code = self._digits(weight, planes[0])
-        for plane in planes[1:]:
+    def levels(self, weight: Weight, packed: Levels) -> None:
+        """The layer reads ``(codebook[sum of the planes' digits] - zero) * scale``."""
+        code = self._digits(weight, packed.planes[0])
+        for plane in packed.planes[1:]:
             code = self._at_first("Add", [code, self._digits(weight, plane)], weight)
-        real = self._at_first("Gather", [self._constant(weight, "codebook", codebook), code], weight)
-        real = self._times(self._reshaped(real, weight, view), weight, scale)
-        self._replace(weight, real if view == weight.shape else self._reshaped(real, weight, weight.shape))
+        real = self._at_first("Gather", [self._constant(weight, "codebook", packed.codebook), code], weight)
+        real = self._reshaped(real, weight, packed.view)
+        if packed.zero is not None:
+            zero = self._cast(self._constant(weight, "zero", packed.zero), weight, to=_FLOAT)
+            real = self._at_first("Sub", [real, zero], weight)
+        real = self._times(real, weight, packed.scale)
+        self._replace(weight, real if packed.view == weight.shape else self._reshaped(real, weight, weight.shape))
 
     def _digits(self, weight: Weight, plane: Packed) -> ir.Value:
         """The first ``weight.size`` digits of a plane, flat."""

@@ -1,37 +1,36 @@
 """Weights in 8 bits down to 1.6, arithmetic in float: what a model costs on disk, and nothing else.
 
 Runs after the graph is clean. In comes a float32 model, out goes the same model whose weights are packed codes with the nodes that unpack
-them; ONNX Runtime folds those at load. So this buys bytes of the file only: latency and memory stay the original's, except
-for lookup tables in 8 bits, which stay packed in memory as well. Every kind of reader counts: Conv, Gemm, MatMul, lookup
-tables, LSTM and GRU.
+them; ONNX Runtime folds those at load. So this buys bytes of the file only: latency and memory stay the original's, except for
+lookup tables in 8 bits, which stay packed in memory as well. Every kind of reader counts: Conv, Gemm, MatMul, lookup tables, LSTM and GRU.
 
 Settings (all optional):
 
-- ``bits``       8 | 6 | 5 | 4 | 3 | 2, the least for each weight
-- ``levels``     integer | palette (k-means) | ternary (three levels, 1.6 bits)
-- ``block``      inputs that share a scale within an output channel; 0: all of them
-- ``table_bits`` bits of lookup tables; 0: as ``bits``
-- ``noise``      largest power of a weight's error over the weight's own: one that misses it gets more bits; 0: no limit
-- ``skip``       JSON list of names of weights or nodes that stay float
+- ``bits``         8 | 6 | 5 | 4 | 3 | 2, the least for each weight
+- ``levels``       integer | affine (a zero for each block, HQQ) | palette (k-means) | ternary (three levels, 1.6 bits)
+- ``block``        inputs that share a scale within an output channel; 0: all of them
+- ``table_bits``   bits of lookup tables; 0: as ``bits``
+- ``compensation`` none | gptq, see ``calibrate.compensate``; needs calibration samples
+- ``small``        share of all weights, smallest tensors first, that stay in 8 bits: they are cheap and often the most sensitive
+- ``noise``        largest noise-to-signal power of a layer's output (of the weight itself without samples): a weight that misses it gets more bits
+- ``skip``         JSON list of names of weights or nodes that stay float
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
-from numpy.typing import NDArray
 
-from edgeopt.calibrate import codebook, packing, qparams
+from edgeopt.calibrate import codebook, compensate, gram, packing
 from edgeopt.calibrate.codebook import Codes, Grid, Rows
+from edgeopt.calibrate.gram import Gram
 from edgeopt.calibrate.scheme import read_names, read_settings
 from edgeopt.errors import PassFailed
-from edgeopt.graph import compact, edit
+from edgeopt.graph import compact, edit, quantizable
 from edgeopt.graph.compact import Weight
-from edgeopt.graph.quantizable import layer_name
-from edgeopt.graph.unpack import Packed, Unpacker
+from edgeopt.graph.unpack import Levels, Packed, Unpacker
 from edgeopt.protocols import Evidence, Settings
 from edgeopt.records import Signature, Target
 
@@ -39,8 +38,9 @@ if TYPE_CHECKING:
     from edgeopt.protocols import Model
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
-LEVELS = ("integer", "palette", "ternary")
-_WHOLE_BYTE = 8
+LEVELS = ("integer", "affine", "palette", "ternary")
+COMPENSATIONS = ("none", "gptq")
+_BYTE = 8
 _LEAST_BYTES = 1024
 """A weight below this many bytes of codes stays in 8 bits: unpacking it takes more nodes than it saves."""
 
@@ -53,6 +53,8 @@ class WeightScheme:
     levels: str = "integer"
     block: int = 0
     table_bits: int = 0
+    compensation: str = "none"
+    small: float = 0.05
     noise: float = 0.0
     skip: str = "[]"
 
@@ -63,12 +65,34 @@ class WeightScheme:
                 f"weights in {self.bits} bits, tables in {self.table_bits} have no representation",
                 hint=f"Use one of {', '.join(map(str, WIDTHS))} bits.",
             )
-        if self.levels not in LEVELS:
-            raise PassFailed(f"{self.levels!r} is no kind of levels", hint=f"Use one of {', '.join(LEVELS)}.")
-        if self.block < 0 or self.noise < 0:
+        for name, value, known in (
+            ("levels", self.levels, LEVELS),
+            ("compensation", self.compensation, COMPENSATIONS),
+        ):
+            if value not in known:
+                raise PassFailed(f"{name} is {value!r}", hint=f"Use one of {', '.join(known)}.")
+        if self.block < 0 or self.noise < 0 or not 0 <= self.small <= 1:
             raise PassFailed(
-                f"block {self.block} or noise {self.noise:g} is negative", hint="Leave the setting out, or give 0."
+                f"block {self.block}, noise {self.noise:g} or small {self.small:g} is out of its range",
+                hint="Give a block and a noise of 0 or more and a small between 0 and 1.",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What decides how each weight is coded."""
+
+    scheme: WeightScheme
+    whole: frozenset[str]
+    """Names of the weights that stay in 8 bits."""
+    grams: dict[str, Gram] = field(default_factory=dict)
+
+    def widths(self, weight: Weight) -> list[int]:
+        """The bits to try, fewest first; the last is a byte."""
+        if weight.name in self.whole:
+            return [_BYTE]
+        least = self.scheme.table_bits if weight.is_table and self.scheme.table_bits else self.scheme.bits
+        return [bits for bits in WIDTHS if bits >= least]
 
 
 class QuantizeWeights:
@@ -79,68 +103,84 @@ class QuantizeWeights:
     needs_data = False
 
     def refuse(self, signature: Signature, target: Target) -> str | None:
-        """Quantized already, or a target that cannot unpack."""
+        """Quantized already, or a target that stores its weights unpacked."""
         if signature.quantized:
             return "the model is quantized already"
         if target.name.startswith("tensorrt"):
             return "a TensorRT engine stores its weights unpacked"
         return None
 
-    def apply(self, model: Model, settings: Settings, evidence: Evidence) -> Model:  # noqa: ARG002 - needs no data
+    def apply(self, model: Model, settings: Settings, evidence: Evidence) -> Model:
         """The packed model; raises :class:`~edgeopt.errors.PassFailed` where nothing can be packed."""
         scheme = read_settings(WeightScheme, settings, technique=self.name)
         scheme.check()
         skip = read_names(scheme.skip)
         packed = edit.copy(model)
-        found = [
-            weight
-            for weight in compact.weights(packed.graph)
-            if weight.name not in skip and layer_name(weight.reader) not in skip
-        ]
+        found = [weight for weight in compact.weights(packed.graph) if skip.isdisjoint(_names(weight))]
         if not found:
             raise PassFailed(
                 f"no float32 weight of {compact.LEAST_ELEMENTS} elements or more is left to pack ({len(skip)} skipped)",
                 hint="Leave this technique out for this model.",
             )
+        grams: dict[str, Gram] = {}
+        if scheme.compensation == "gptq":
+            grams = gram.collect(model, quantizable.layers(model.graph), evidence)
+        plan = _Plan(scheme, _small(found, scheme), grams)
         unpacker = Unpacker(packed)
         for weight in found:
-            _write(weight, scheme, unpacker)
+            _write(weight, plan, unpacker)
         edit.prune(packed)
         return packed
 
+    def layers(self, model: Model) -> tuple[str, ...]:
+        """Names of the first readers of the weights that would be packed, in graph order: what ``skip`` may list."""
+        return tuple(dict.fromkeys(quantizable.layer_name(weight.reader) for weight in compact.weights(model.graph)))
 
-def _write(weight: Weight, scheme: WeightScheme, unpacker: Unpacker) -> None:
-    rows = weight.rows()
-    for bits in _widths(weight, scheme):
-        if bits == _WHOLE_BYTE:
-            break
-        grid = _grid(weight, rows, scheme, bits)
-        codes = grid.encode(rows)
-        if not scheme.noise or _noise(rows, grid.decode(codes)) <= scheme.noise:
+
+def _names(weight: Weight) -> set[str]:
+    return {weight.name, quantizable.layer_name(weight.reader)}
+
+
+def _small(found: list[Weight], scheme: WeightScheme) -> frozenset[str]:
+    """The smallest weights, up to the share that ``small`` allows, and those not worth the nodes."""
+    left = scheme.small * sum(weight.size for weight in found)
+    names = []
+    for weight in sorted(found, key=lambda each: each.size):
+        left -= weight.size
+        if left >= 0 or weight.size * scheme.bits < _LEAST_BYTES * 8:
+            names.append(weight.name)
+    return frozenset(names)
+
+
+def _write(weight: Weight, plan: _Plan, unpacker: Unpacker) -> None:
+    rows, moments = weight.rows(), plan.grams.get(weight.name)
+    for bits in plan.widths(weight):
+        grid = _grid(weight, rows, plan.scheme, bits)
+        codes = grid.encode(rows) if moments is None else compensate.compensated(rows, moments, grid)
+        if bits == _BYTE:
+            _write_bytes(weight, grid, codes, unpacker)
+        elif not plan.scheme.noise or _noise(rows, grid.decode(codes), moments) <= plan.scheme.noise:
             _write_levels(weight, grid, codes, unpacker)
             return
-    _write_bytes(weight, rows, unpacker)
-
-
-def _widths(weight: Weight, scheme: WeightScheme) -> list[int]:
-    """The bits to try, fewest first; the last is a whole byte."""
-    least = scheme.table_bits if weight.is_table and scheme.table_bits else scheme.bits
-    if weight.size * least < _LEAST_BYTES * 8:
-        return [_WHOLE_BYTE]
-    return [bits for bits in WIDTHS if bits >= least]
 
 
 def _grid(weight: Weight, rows: Rows, scheme: WeightScheme, bits: int) -> Grid:
+    if bits == _BYTE:
+        return codebook.fit_levels(rows, codebook.integer_levels(bits), block=rows.shape[1])
     block = codebook.block_of(rows.shape[1], scheme.block if weight.may_block else 0)
     if scheme.levels == "palette":
         return codebook.fit_palette(rows, 1 << bits, block=block)
+    if scheme.levels == "affine":
+        return codebook.fit_affine(rows, bits, block=block)
     if scheme.levels == "ternary" and bits == min(WIDTHS):
         return codebook.fit_levels(rows, codebook.ternary_levels(), block=block)
     return codebook.fit_levels(rows, codebook.integer_levels(bits), block=block)
 
 
-def _noise(rows: Rows, decoded: Rows) -> float:
-    """Power of the error over the weight's own."""
+def _noise(rows: Rows, decoded: Rows, moments: Gram | None) -> float:
+    """Power of the output's error over the output's own; of the weight's where its inputs are unknown."""
+    if moments is not None:
+        return compensate.output_noise(rows, decoded, moments)
     power = float(np.square(rows).sum(dtype=np.float64))
     return float(np.square(decoded - rows).sum(dtype=np.float64)) / power if power else 0.0
 
@@ -149,19 +189,20 @@ def _write_levels(weight: Weight, grid: Grid, codes: Codes, unpacker: Unpacker) 
     ordered = weight.from_rows(codes)
     planes = [Packed(packing.pack(ordered, plane), plane.table()) for plane in packing.planes(grid.levels)]
     view, _ = weight.view(grid.block)
-    unpacker.levels(weight, planes, grid.codebook, scale=weight.scale_view(grid.scale, grid.block), view=view)
+    scale, zero = (None if part is None else weight.scale_view(part, grid.block) for part in (grid.scale, grid.zero))
+    assert scale is not None  # noqa: S101 - a grid always has scales
+    unpacker.levels(weight, Levels(tuple(planes), grid.codebook, scale, zero, view))
 
 
-def _write_bytes(weight: Weight, rows: Rows, unpacker: Unpacker) -> None:
-    parameters = qparams.weight_qparams(rows, axis=0)
-    codes: NDArray[np.int8] = qparams.quantize(rows, parameters).astype(np.int8)
-    ordered = weight.from_rows(codes)
+def _write_bytes(weight: Weight, grid: Grid, codes: Codes, unpacker: Unpacker) -> None:
+    """Signed bytes times one float32 scale a row, into which the codebook's step goes."""
+    ordered = weight.from_rows((codes.astype(np.int16) - 128).astype(np.int8))
+    scale = grid.scale.astype(np.float32) * (grid.codebook[1] - grid.codebook[0])
+    sides = weight.row_sides
     if weight.is_table and _only_looked_up(weight):
-        sides = (weight.shape[0], *[1] * (len(weight.shape) - 1))
-        unpacker.looked_up(weight, ordered, parameters.scale.reshape(sides))
+        unpacker.looked_up(weight, ordered, scale.reshape(sides))
     else:
-        # One scale a row: the shape in which it broadcasts over the weight itself.
-        unpacker.scaled(weight, ordered, parameters.scale.reshape(weight.row_sides))
+        unpacker.scaled(weight, ordered, scale.reshape(sides))
 
 
 def _only_looked_up(weight: Weight) -> bool:

@@ -1,0 +1,147 @@
+"""Second moments of what layers read: ``X^T X`` of each layer's inputs, streamed over the calibration samples.
+
+Stands between the evidence and ``compensate``. In come a model and its layers, out comes one symmetric matrix a weight, with as many rows as the weight has
+inputs to one output (for a convolution: channels times kernel). One sample's tensors are in memory at a time; layers whose matrices would take
+more than ``MOST_BYTES`` together are observed in several rounds over the data, so memory grows with neither samples nor layers. At most
+``ROWS_PER_SAMPLE`` places of a feature map are read: neighbouring places say much the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.calibrate.collect import fingerprint
+from edgeopt.errors import PassFailed
+from edgeopt.graph import tensors
+from edgeopt.graph.quantizable import Layer
+from edgeopt.protocols import Evidence
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Gram = NDArray[np.float32]
+
+MOST_BYTES = 256 << 20
+ROWS_PER_SAMPLE = 256
+_WIDEST = 6144
+"""Inputs of one output above which no matrix is made: factoring it would take minutes."""
+_GOLDEN = 0.6180339887498949
+
+
+def collect(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> dict[str, Gram]:
+    """The matrices by name of the weight; grouped convolutions and very wide layers have none.
+
+    A weight that two layers read gets the sum. Raises :class:`~edgeopt.errors.PassFailed` without samples, or where a tensor is not finite.
+    """
+    if not evidence.sample_count:
+        raise PassFailed("there are no calibration samples", hint="Drop calibration samples beside the model.")
+    wanted = [layer for layer in layers if 0 < _width(layer) <= _WIDEST]
+    key = f"calibrate.gram:{fingerprint(model)}:{sorted(layer.name for layer in wanted)}"
+    remembered = evidence.memo.get(key)
+    if isinstance(remembered, dict):
+        return remembered
+    grams: dict[str, Gram] = {}
+    for group in _rounds(wanted):
+        for name, gram in _observe(model, group, evidence).items():
+            grams[name] = grams[name] + gram if name in grams else gram
+    if sum(gram.nbytes for gram in grams.values()) <= MOST_BYTES:
+        evidence.memo[key] = grams
+    return grams
+
+
+def patches(data: NDArray[np.float32], layer: Layer) -> NDArray[np.float32]:
+    """The vectors that meet the weight's rows: (places, inputs), at most ``ROWS_PER_SAMPLE`` of them, spread evenly."""
+    if layer.node.op_type != "Conv":
+        return _thinned(data.reshape(-1, data.shape[-1]))
+    kernel = np.shape(tensors.array(layer.weight))[2:]
+    rank = len(kernel)
+    pads = _integers(layer.node, "pads", [0] * (2 * rank))
+    strides = _integers(layer.node, "strides", [1] * rank)
+    dilations = _integers(layer.node, "dilations", [1] * rank)
+    padded = np.pad(data, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
+    reach = [1 + (size - 1) * step for size, step in zip(kernel, dilations, strict=True)]
+    axes = tuple(range(2, 2 + rank))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)  # type: ignore[call-overload] # any rank
+    taken = (slice(None), slice(None), *(slice(None, None, step) for step in strides))
+    windows = windows[taken + tuple(slice(None, None, step) for step in dilations)]
+    # (batch, channels, places ..., kernel ...) to (batch, places ..., channels, kernel ...): still a view.
+    windows = np.moveaxis(windows, 1, 1 + rank)
+    places = np.stack([side.reshape(-1) for side in np.indices(windows.shape[: 1 + rank])], axis=1)
+    chosen = _thinned(places)
+    return windows[tuple(chosen.T)].reshape(len(chosen), -1)
+
+
+def _observe(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> dict[str, Gram]:
+    names = list(dict.fromkeys(str(layer.data.name) for layer in layers))
+    shared: dict[tuple[str, str], Gram] = {}
+    for arrays in evidence.observe(model, names):
+        seen: set[tuple[str, str]] = set()
+        for layer in layers:
+            key = _kind(layer)
+            if key in seen:
+                continue
+            seen.add(key)
+            rows = np.asarray(patches(arrays[key[0]], layer), np.float32)
+            moment = rows.T @ rows
+            if not np.isfinite(moment).all():
+                raise PassFailed(
+                    f"tensor {key[0]!r} is not finite in a calibration sample", hint="Check the calibration data."
+                )
+            shared[key] = shared[key] + moment if key in shared else moment
+    grams: dict[str, Gram] = {}
+    for layer in layers:
+        name, gram = str(layer.weight.name), shared[_kind(layer)]
+        grams[name] = grams[name] + gram if name in grams else gram
+    return grams
+
+
+def _kind(layer: Layer) -> tuple[str, str]:
+    """Layers that read the same tensor in the same way share one matrix."""
+    if layer.node.op_type != "Conv":
+        return str(layer.data.name), "matrix"
+    kernel = np.shape(tensors.array(layer.weight))[2:]
+    how = [_integers(layer.node, name, []) for name in ("pads", "strides", "dilations")]
+    return str(layer.data.name), f"{kernel}{how}"
+
+
+def _rounds(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+    """Layers whose matrices fit into ``MOST_BYTES`` together."""
+    group: list[Layer] = []
+    taken = 0
+    for layer in layers:
+        cost = 4 * _width(layer) ** 2
+        if group and taken + cost > MOST_BYTES:
+            yield group
+            group, taken = [], 0
+        group.append(layer)
+        taken += cost
+    if group:
+        yield group
+
+
+def _width(layer: Layer) -> int:
+    """Inputs of one output; 0 for a grouped convolution, whose outputs read different inputs."""
+    shape = np.shape(tensors.array(layer.weight))
+    if layer.node.op_type == "Conv":
+        grouped = _integers(layer.node, "group", [1]) != [1]
+        return 0 if grouped else int(np.prod(shape[1:]))
+    return int(np.prod(shape)) // int(shape[layer.weight_axis])
+
+
+def _thinned(rows: NDArray[np.generic]) -> NDArray[np.generic]:
+    """At most ``ROWS_PER_SAMPLE`` rows, at the same places every time; a fixed stride would follow a picture's columns."""
+    if len(rows) <= ROWS_PER_SAMPLE:
+        return rows
+    shares = np.modf(np.arange(ROWS_PER_SAMPLE) * _GOLDEN)[0]
+    return rows[np.sort((shares * len(rows)).astype(np.int64))]
+
+
+def _integers(node: ir.Node, name: str, default: list[int]) -> list[int]:
+    attribute = node.attributes.get(name)
+    if attribute is None:
+        return default
+    return [attribute.as_int()] if name == "group" else list(attribute.as_ints())

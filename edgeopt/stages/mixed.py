@@ -16,12 +16,11 @@ from typing import cast
 
 from edgeopt.errors import CandidateError
 from edgeopt.protocols import Quantizer
-from edgeopt.records import Goal, Recipe, Step, Trial
-from edgeopt.stages import attempt, quality, reference, sensitivity
+from edgeopt.records import Recipe, Step, Trial
+from edgeopt.stages import attempt, sensitivity
 from edgeopt.stages.attempt import Workbench
-from edgeopt.stages.data import Subset
 from edgeopt.stages.events import staged
-from edgeopt.stages.reference import Reference
+from edgeopt.stages.rehearsal import Rehearsal, spread_samples
 from edgeopt.stages.sensitivity import Group
 
 TECHNIQUES = ("quantize_static", "quantize_dynamic")
@@ -29,7 +28,6 @@ _BASES = 2
 _SENSITIVITY_SAMPLES = 8
 _SENSITIVITY_RUNS_S = 15.0
 """Inferences of one sensitivity scan take about this long: slow models get fewer samples, at least one."""
-_JUDGED_SAMPLES = 64
 _MARGIN = 0.8
 """The calibration samples must be served better than the budget, for the eval samples will be a little worse."""
 _RETRIES = 3
@@ -56,12 +54,13 @@ def bases(trials: Iterable[Trial], bench: Workbench) -> list[Trial]:
 
 
 def search(
-    base: Trial, bench: Workbench, attempt_one: Callable[[Recipe], Trial], *, deadline_s: float
+    base: Trial, rehearsal: Rehearsal, attempt_one: Callable[[Recipe], Trial], *, deadline_s: float
 ) -> Iterator[Trial]:
     """Trials of ``base``'s recipe with some layers in float, better ones later; ends at ``deadline_s`` (monotonic)."""
+    bench = rehearsal.bench
     with staged("sensitivity", bench.emit):
         try:
-            repair = _prepare(base, bench)
+            repair = _prepare(base, bench, rehearsal)
         except CandidateError:
             return
     ranked = sorted(repair.groups, key=lambda group: -group.worth)
@@ -84,14 +83,7 @@ class Repair:
     prefix: tuple[Step, ...]
     step: Step
     groups: tuple[Group, ...]
-    reference: Reference
-    """The original's outputs on calibration samples."""
-
-    @property
-    def goal(self) -> Goal:
-        """The job's goal, by a metric that needs no labels."""
-        goal = self.bench.goal
-        return replace(goal, metric="auto") if goal.metric == "accuracy" else goal
+    rehearsal: Rehearsal
 
     def recipe(self, kept: Iterable[Group]) -> Recipe:
         """The recipe with the layers of ``kept`` in float, named in graph order."""
@@ -100,12 +92,12 @@ class Repair:
         return Recipe(steps=(*self.prefix, sensitivity.skipping(self.step, ordered)))
 
 
-def _prepare(base: Trial, bench: Workbench) -> Repair:
+def _prepare(base: Trial, bench: Workbench, rehearsal: Rehearsal) -> Repair:
     *prefix, step = base.recipe.steps
     model = attempt.compress(Recipe(steps=tuple(prefix)), bench)
     float_artifact = attempt.compile_recipe(model, Recipe(steps=tuple(prefix)), bench)
     seconds = bench.runtime.node_seconds(Path(float_artifact.path), bench.timed, threads=bench.target.threads)
-    few = replace(bench.evidence, calibration=_spread(bench, _affordable(bench)))
+    few = replace(bench.evidence, calibration=spread_samples(bench, _affordable(bench)))
     quantizer = cast("Quantizer", bench.passes[step.technique])
     found = sensitivity.groups(model, step, quantizer, few, seconds)
     return Repair(
@@ -113,7 +105,7 @@ def _prepare(base: Trial, bench: Workbench) -> Repair:
         prefix=tuple(prefix),
         step=step,
         groups=tuple(found),
-        reference=_calibration_reference(bench),
+        rehearsal=rehearsal,
     )
 
 
@@ -123,14 +115,6 @@ def _affordable(bench: Workbench) -> int:
     once_s = measured.latency.p50_ms / 1e3 if measured is not None else 0.0
     runs = _SENSITIVITY_RUNS_S / max(once_s, 1e-6) / sensitivity.MOST_GROUPS
     return max(1, min(_SENSITIVITY_SAMPLES, int(runs)))
-
-
-def _calibration_reference(bench: Workbench) -> Reference:
-    """The original's outputs on calibration samples, judged by the same forms as on the eval samples."""
-    folder = bench.folder / "repair"
-    folder.mkdir(exist_ok=True)
-    judged = reference.make(bench.original, _spread(bench, _JUDGED_SAMPLES), bench.signature, bench.ends, folder)
-    return replace(judged, forms=bench.reference.forms)
 
 
 def _fewest(repair: Repair, ranked: list[Group], deadline_s: float) -> int | None:
@@ -146,20 +130,11 @@ def _fewest(repair: Repair, ranked: list[Group], deadline_s: float) -> int | Non
 
 
 def _is_right(repair: Repair, recipe: Recipe) -> bool:
-    bench = repair.bench
     try:
-        artifact = attempt.compile_recipe(attempt.compress(recipe, bench), recipe, bench)
-        with bench.start(artifact) as candidate:
-            found = quality.judge(repair.reference, candidate.run, repair.goal, seed=bench.seed)
+        found = repair.rehearsal.quality(recipe)
     except CandidateError:
         return False
-    return found.ci95[1] <= _MARGIN * bench.goal.max_drop
-
-
-def _spread(bench: Workbench, most: int) -> Subset:
-    samples = bench.evidence.calibration
-    chosen = reference.spread(len(samples), most, ordered=bool(bench.signature.states))
-    return Subset(samples, chosen, samples.origin.origin)
+    return found.ci95[1] <= _MARGIN * repair.bench.goal.max_drop
 
 
 def _wrongness(trial: Trial) -> float:

@@ -6,7 +6,7 @@ with the reason, so that the report can say why not. Every recipe starts with th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeopt.protocols import Pass
@@ -29,7 +29,8 @@ def plan(
 ) -> Plan:
     """Candidates for this model on this device, at most ``policy.search.trials`` of them."""
     recipes, left_out = [], []
-    for recipe in dict.fromkeys(_wishes(signature, target, policy)):
+    folds = passes["fold_batch_norm"].refuse(signature, target) is None
+    for recipe in dict.fromkeys(_wishes(signature, target, policy, folds=folds)):
         reason = _forbidden(recipe, policy.techniques) or _refusal(
             recipe, signature, target, passes, has_samples=has_samples
         )
@@ -42,11 +43,9 @@ def plan(
     return Plan(recipes=tuple(kept), left_out=tuple(left_out))
 
 
-def _wishes(signature: Signature, target: Target, policy: Policy) -> Iterator[Recipe]:
+def _wishes(signature: Signature, target: Target, policy: Policy, *, folds: bool) -> Iterator[Recipe]:
     """All recipes worth a thought; refusals are sorted out afterwards."""
-    clean: tuple[Step, ...] = (Step.of("tidy"),)
-    if signature.count("BatchNormalization"):
-        clean = (*clean, Step.of("fold_batch_norm"))
+    clean: tuple[Step, ...] = (Step.of("tidy"), Step.of("fold_batch_norm")) if folds else (Step.of("tidy"),)
     fused = (*clean, Step.of("fuse_transformer"))
     yield Recipe(steps=clean)
     yield Recipe(steps=fused)
@@ -63,21 +62,33 @@ def _wishes(signature: Signature, target: Target, policy: Policy) -> Iterator[Re
 def _integer_steps(signature: Signature, target: Target) -> Iterator[Step]:
     fast = bool(_FAST_INT8 & set(target.features))
     convolutions = signature.count("Conv", "ConvTranspose")
-    static = list(_static_steps(target, fast=fast))
+    static = list(_static_steps(target, _CONVOLUTION_RANGES if convolutions else _MATRIX_RANGES, fast=fast))
     dynamic = [Step.of("quantize_dynamic", per_channel=True, reduced_range=narrow) for narrow in _ranges(fast=fast)]
     # a transformer's activations have outliers that a static range cuts; a CNN has no fast dynamic kernels
     yield from (*static, *dynamic) if convolutions else (*dynamic, *static)
 
 
-def _static_steps(target: Target, *, fast: bool) -> Iterator[Step]:
+_CONVOLUTION_RANGES = (
+    ("mse", True),
+    ("percentile", True),
+    ("min_max", True),
+    ("mse", False),
+    ("entropy", True),
+    ("moving_average", True),
+)
+_MATRIX_RANGES = (("min_max", True), ("moving_average", True), ("min_max", False))
+"""(method, bias_correction) worth trying; clipping a transformer's outliers costs more than it gains."""
+
+
+def _static_steps(target: Target, variants: Sequence[tuple[str, bool]], *, fast: bool) -> Iterator[Step]:
+    """Variants of one range of weights run the same kernels: the search times only the one that is least wrong."""
     common: dict[str, Scalar] = {
         "activation": "int8" if target.arch.startswith(("aarch64", "arm")) else "uint8",
         "per_channel": True,
     }
     for narrow in _ranges(fast=fast):
-        yield Step.of("quantize_static", method="mse", bias_correction=True, reduced_range=narrow, **common)
-    for method in ("percentile", "min_max", "entropy", "moving_average"):
-        yield Step.of("quantize_static", method=method, bias_correction=True, reduced_range=not fast, **common)
+        for method, corrects in variants:
+            yield Step.of("quantize_static", method=method, bias_correction=corrects, reduced_range=narrow, **common)
 
 
 def _ranges(*, fast: bool) -> tuple[bool, ...]:

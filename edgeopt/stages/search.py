@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable
 
 from edgeopt import records, wire
 from edgeopt.records import Event, Recipe, Trial
-from edgeopt.stages import attempt, mixed
+from edgeopt.stages import attempt, contest, mixed
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.cache import CandidateCache
+from edgeopt.stages.events import staged
+from edgeopt.stages.rehearsal import Rehearsal
 
 
 class Search:
@@ -37,11 +39,14 @@ class Search:
 
     def run(self, recipes: Iterable[Recipe]) -> list[Trial]:
         """Trials of the planned recipes and of the repairs that they call for."""
-        trials = self.fixed(recipes)
+        families = contest.families(recipes)
+        self._planned += sum(len(family) for family in families)
+        rehearsal = Rehearsal(self._bench)
+        trials = [trial for family in families for trial in self._best_of(family, rehearsal)]
         deadline_s = self._started_s + self._budget_s
         for base in mixed.bases(trials, self._bench):
             if self._clock() < deadline_s:
-                trials.extend(mixed.search(base, self._bench, self._attempt, deadline_s=deadline_s))
+                trials.extend(mixed.search(base, rehearsal, self._attempt, deadline_s=deadline_s))
         return trials
 
     def fixed(self, recipes: Iterable[Recipe]) -> list[Trial]:
@@ -50,7 +55,27 @@ class Search:
         self._planned += len(wanted)
         return [self._attempt(recipe) for recipe in wanted]
 
+    def _best_of(self, family: list[Recipe], rehearsal: Rehearsal) -> list[Trial]:
+        """Trials of recipes that run the same kernels: only the one that is least wrong in rehearsal is measured."""
+        unknown = [recipe for recipe in family if self._cache.find(recipe) is None]
+        losers: dict[Recipe, str] = {}
+        if len(unknown) > 1 and not self._is_over():
+            with staged("rehearse", self._bench.emit):
+                losers = contest.losers(unknown, rehearsal)
+        return [self._lost(recipe, losers[recipe]) if recipe in losers else self._attempt(recipe) for recipe in family]
+
+    def _lost(self, recipe: Recipe, reason: str) -> Trial:
+        self._tried += 1
+        trial = Trial(recipe=recipe, refused=reason)
+        self._cache.keep(trial)
+        self._tell(trial)
+        return trial
+
+    def _is_over(self) -> bool:
+        return self._tried > 0 and self._clock() - self._started_s > self._budget_s
+
     def _attempt(self, recipe: Recipe) -> Trial:
+        over = self._is_over()
         self._tried += 1
         self._planned = max(self._planned, self._tried)
         progress = {
@@ -63,10 +88,13 @@ class Search:
         trial = self._cache.find(recipe)
         self._bench.emit(Event(kind="cache", fields={"result": "hit" if trial else "miss"}))
         if trial is None:
-            if self._tried > 1 and self._clock() - self._started_s > self._budget_s:
+            if over:
                 return Trial(recipe=recipe, refused=f"the budget of {self._budget_s:g} s was used up before its turn")
             trial = attempt.attempt(recipe, self._bench)
             self._cache.keep(trial)
+        self._tell(trial)
+        return trial
+
+    def _tell(self, trial: Trial) -> None:
         outcome = "refused" if trial.measurement is None else "measured"
         self._bench.emit(Event(kind="candidate", fields={"outcome": outcome, "trial": wire.encode(trial)}))
-        return trial

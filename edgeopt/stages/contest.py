@@ -1,0 +1,56 @@
+"""Variants that run the same kernels differ in what they get wrong, not in speed: only the best of them is timed.
+
+Stands between ``search`` and ``attempt``. The contest is held on calibration samples (``rehearsal``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from edgeopt.errors import CandidateError
+from edgeopt.records import Quality, Recipe
+from edgeopt.stages.rehearsal import Rehearsal
+
+SAME_KERNELS = frozenset({"method", "bias_correction"})
+"""Settings that change numbers in the model, not the operators that run."""
+
+
+def families(recipes: Iterable[Recipe]) -> list[list[Recipe]]:
+    """Recipes that differ only in :data:`SAME_KERNELS`, together; in the order of their first members."""
+    found: dict[tuple[object, ...], list[Recipe]] = {}
+    for recipe in recipes:
+        found.setdefault(_kernels(recipe), []).append(recipe)
+    return list(found.values())
+
+
+def losers(family: Sequence[Recipe], rehearsal: Rehearsal) -> dict[Recipe, str]:
+    """All of ``family`` but the least wrong one, each with what it did worse; a tie goes to the earlier one."""
+    seen: dict[Recipe, Quality] = {}
+    reasons: dict[Recipe, str] = {}
+    for recipe in family:
+        try:
+            seen[recipe] = rehearsal.quality(recipe)
+        except CandidateError as error:
+            reasons[recipe] = f"{error.code}: {error.message}"
+    if not seen:
+        last = family[-1]  # attempted for good, so that the job tells the reason as a candidate's own
+        return {recipe: reason for recipe, reason in reasons.items() if recipe != last}
+    best = min(seen, key=lambda recipe: (seen[recipe].ci95[1], seen[recipe].drop))
+    for recipe, quality in seen.items():
+        if recipe != best:
+            reasons[recipe] = _comparison(quality, seen[best], best)
+    return reasons
+
+
+def _comparison(quality: Quality, better: Quality, best: Recipe) -> str:
+    settings = ", ".join(f"{name}={value}" for name, value in best.steps[-1].settings if name in SAME_KERNELS)
+    return (
+        f"not timed: on {quality.samples} calibration samples {quality.metric} drops by {quality.drop:.4g}, "
+        f"with {settings} and the same kernels by {better.drop:.4g}"
+    )
+
+
+def _kernels(recipe: Recipe) -> tuple[object, ...]:
+    return tuple(
+        (step.technique, tuple(pair for pair in step.settings if pair[0] not in SAME_KERNELS)) for step in recipe.steps
+    )

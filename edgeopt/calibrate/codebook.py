@@ -52,6 +52,12 @@ class Grid:
     def levels(self) -> int:
         return int(self.codebook.size)
 
+    @property
+    def step(self) -> np.float32:
+        """The distance of evenly spaced levels."""
+        distance: np.float32 = self.codebook[1] - self.codebook[0]
+        return distance
+
     def scales(self) -> NDArray[np.float32]:
         """One scale for each column: (rows, columns)."""
         return np.repeat(self.scale.astype(np.float32), self.block, axis=1)
@@ -78,8 +84,10 @@ def nearest(values: NDArray[np.float32], scale: NDArray[np.float32], codebook: N
     if (steps == steps[0]).all():
         # Evenly spaced: arithmetic instead of a search, several times faster.
         codes = np.rint((scaled - codebook[0]) / steps[0])
-        return np.clip(codes, 0, codebook.size - 1).astype(np.uint8)
-    return np.searchsorted((codebook[1:] + codebook[:-1]) / 2, scaled).astype(np.uint8)
+        even: Codes = np.clip(codes, 0, codebook.size - 1).astype(np.uint8)
+        return even
+    found: Codes = np.searchsorted((codebook[1:] + codebook[:-1]) / 2, scaled).astype(np.uint8)
+    return found
 
 
 def integer_levels(bits: int) -> NDArray[np.float32]:
@@ -165,7 +173,8 @@ def _clipped(blocks: Rows, levels: NDArray[np.float32]) -> NDArray[np.float32]:
     # Both signs: the side of the larger weight gets the longer half of the levels.
     high, low = blocks.max(axis=1), blocks.min(axis=1)
     full = np.where(high > -low, high, low) / levels[0]
-    best, most = full.astype(np.float32), np.full(full.shape, -1.0)
+    best: NDArray[np.float32] = full.astype(np.float32)
+    most = np.full(full.shape, -1.0)
     for ratio in _RATIOS:
         taken = levels[nearest(blocks, (full * np.float32(ratio))[:, None], levels)]
         power = np.einsum("ij,ij->i", taken, taken, dtype=np.float64)
@@ -173,12 +182,14 @@ def _clipped(blocks: Rows, levels: NDArray[np.float32]) -> NDArray[np.float32]:
         # With the codes fixed the best scale is product / power, and it explains product^2 / power of the block.
         explained = np.divide(product**2, power, out=np.zeros_like(power), where=power > 0)
         scale = np.divide(product, power, out=full.astype(np.float64), where=power > 0)
-        best, most = np.where(explained > most, scale, best).astype(np.float32), np.maximum(explained, most)
+        best[explained > most] = scale[explained > most]
+        most = np.maximum(explained, most)
     return best
 
 
 def _deviation(blocks: Rows) -> NDArray[np.float32]:
-    return np.sqrt(np.square(blocks).mean(axis=1, dtype=np.float64)).astype(np.float32)
+    deviation: NDArray[np.float32] = np.sqrt(np.square(blocks).mean(axis=1, dtype=np.float64)).astype(np.float32)
+    return deviation
 
 
 def _refined(

@@ -9,7 +9,7 @@ more than ``MOST_BYTES`` together are observed in several rounds over the data, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Gram = NDArray[np.float32]
+Kind = TypeVar("Kind", bound=np.generic)
 
 MOST_BYTES = 256 << 20
 ROWS_PER_SAMPLE = 256
@@ -57,7 +58,7 @@ def patches(data: NDArray[np.float32], layer: Layer) -> NDArray[np.float32]:
     """The vectors that meet the weight's rows: (places, inputs), at most ``ROWS_PER_SAMPLE`` of them, spread evenly."""
     if layer.node.op_type != "Conv":
         return _thinned(data.reshape(-1, data.shape[-1]))
-    kernel = np.shape(tensors.array(layer.weight))[2:]
+    kernel = _sides(layer)[2:]
     rank = len(kernel)
     pads = _integers(layer.node, "pads", [0] * (2 * rank))
     strides = _integers(layer.node, "strides", [1] * rank)
@@ -65,14 +66,15 @@ def patches(data: NDArray[np.float32], layer: Layer) -> NDArray[np.float32]:
     padded = np.pad(data, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
     reach = [1 + (size - 1) * step for size, step in zip(kernel, dilations, strict=True)]
     axes = tuple(range(2, 2 + rank))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)  # type: ignore[call-overload] # any rank
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
     taken = (slice(None), slice(None), *(slice(None, None, step) for step in strides))
     windows = windows[taken + tuple(slice(None, None, step) for step in dilations)]
     # (batch, channels, places ..., kernel ...) to (batch, places ..., channels, kernel ...): still a view.
     windows = np.moveaxis(windows, 1, 1 + rank)
     places = np.stack([side.reshape(-1) for side in np.indices(windows.shape[: 1 + rank])], axis=1)
     chosen = _thinned(places)
-    return windows[tuple(chosen.T)].reshape(len(chosen), -1)
+    vectors: NDArray[np.float32] = windows[tuple(chosen.T)].reshape(len(chosen), -1)
+    return vectors
 
 
 def _observe(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> dict[str, Gram]:
@@ -85,7 +87,7 @@ def _observe(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> di
             if key in seen:
                 continue
             seen.add(key)
-            rows = np.asarray(patches(arrays[key[0]], layer), np.float32)
+            rows = patches(np.asarray(arrays[key[0]], np.float32), layer)
             moment = rows.T @ rows
             if not np.isfinite(moment).all():
                 raise PassFailed(
@@ -103,7 +105,7 @@ def _kind(layer: Layer) -> tuple[str, str]:
     """Layers that read the same tensor in the same way share one matrix."""
     if layer.node.op_type != "Conv":
         return str(layer.data.name), "matrix"
-    kernel = np.shape(tensors.array(layer.weight))[2:]
+    kernel = _sides(layer)[2:]
     how = [_integers(layer.node, name, []) for name in ("pads", "strides", "dilations")]
     return str(layer.data.name), f"{kernel}{how}"
 
@@ -125,19 +127,25 @@ def _rounds(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
 
 def _width(layer: Layer) -> int:
     """Inputs of one output; 0 for a grouped convolution, whose outputs read different inputs."""
-    shape = np.shape(tensors.array(layer.weight))
+    shape = _sides(layer)
     if layer.node.op_type == "Conv":
         grouped = _integers(layer.node, "group", [1]) != [1]
         return 0 if grouped else int(np.prod(shape[1:]))
     return int(np.prod(shape)) // int(shape[layer.weight_axis])
 
 
-def _thinned(rows: NDArray[np.generic]) -> NDArray[np.generic]:
+def _sides(layer: Layer) -> tuple[int, ...]:
+    tensor = tensors.constant(layer.weight)
+    return tuple(int(side) for side in tensor.shape.numpy()) if tensor is not None else ()
+
+
+def _thinned(rows: NDArray[Kind]) -> NDArray[Kind]:
     """At most ``ROWS_PER_SAMPLE`` rows, at the same places every time; a fixed stride would follow a picture's columns."""
     if len(rows) <= ROWS_PER_SAMPLE:
         return rows
     shares = np.modf(np.arange(ROWS_PER_SAMPLE) * _GOLDEN)[0]
-    return rows[np.sort((shares * len(rows)).astype(np.int64))]
+    chosen: NDArray[Kind] = rows[np.sort((shares * len(rows)).astype(np.int64))]
+    return chosen
 
 
 def _integers(node: ir.Node, name: str, default: list[int]) -> list[int]:

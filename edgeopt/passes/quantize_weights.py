@@ -1,8 +1,9 @@
-"""Weights in 8 bits down to 1.6, arithmetic in float: what a model costs on disk, and nothing else.
+"""Weights in 8 bits down to 1.6, activations in float: what a model costs on disk.
 
 Runs after the graph is clean. In comes a float32 model, out goes the same model whose weights are packed codes with the nodes that unpack
 them; ONNX Runtime folds those at load. So this buys bytes of the file only: latency and memory stay the original's, except for
 lookup tables in 8 bits, which stay packed in memory as well. Every kind of reader counts: Conv, Gemm, MatMul, lookup tables, LSTM and GRU.
+With ``kernel`` MatMul and Gemm keep their packed weights in memory, and the runtime's kernel for them decides on speed.
 
 Settings (all optional):
 
@@ -13,6 +14,8 @@ Settings (all optional):
 - ``compensation`` none | gptq, see ``calibrate.compensate``; needs calibration samples
 - ``small``        share of all weights, smallest tensors first, that stay in 8 bits: they are cheap and often the most sensitive
 - ``noise``        largest noise-to-signal power of a layer's output (of the weight itself without samples): a weight that misses it gets more bits
+- ``kernel``       MatMul and Gemm through com.microsoft MatMulNBits: 2, 4 or 8 bits, integer levels, a block of 16 to 256 (0: 32)
+- ``accuracy_level`` of that kernel: 0 (float) or 4 (int8 activations)
 - ``skip``         JSON list of names of weights or nodes that stay float
 """
 
@@ -28,19 +31,23 @@ from edgeopt.calibrate.codebook import Codes, Grid, Rows
 from edgeopt.calibrate.gram import Gram
 from edgeopt.calibrate.scheme import read_names, read_settings
 from edgeopt.errors import PassFailed
-from edgeopt.graph import compact, edit, quantizable
+from edgeopt.graph import compact, edit, nbits, quantizable
 from edgeopt.graph.compact import Weight
+from edgeopt.graph.nbits import KernelWriter
 from edgeopt.graph.unpack import Levels, Packed, Unpacker
 from edgeopt.protocols import Evidence, Settings
 from edgeopt.records import Signature, Target
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from edgeopt.protocols import Model
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 LEVELS = ("integer", "affine", "palette", "ternary")
 COMPENSATIONS = ("none", "gptq")
 _BYTE = 8
+_KERNEL_BLOCK = 32
 _LEAST_BYTES = 1024
 """A weight below this many bytes of codes stays in 8 bits: unpacking it takes more nodes than it saves."""
 
@@ -56,7 +63,13 @@ class WeightScheme:
     compensation: str = "none"
     small: float = 0.05
     noise: float = 0.0
+    kernel: bool = False
+    accuracy_level: int = 0
     skip: str = "[]"
+
+    @property
+    def kernel_block(self) -> int:
+        return self.block or _KERNEL_BLOCK
 
     def check(self) -> None:
         """Raises :class:`~edgeopt.errors.PassFailed` for what has no representation."""
@@ -71,10 +84,21 @@ class WeightScheme:
         ):
             if value not in known:
                 raise PassFailed(f"{name} is {value!r}", hint=f"Use one of {', '.join(known)}.")
+        if self.kernel:
+            self._check_kernel()
         if self.block < 0 or self.noise < 0 or not 0 <= self.small <= 1:
             raise PassFailed(
                 f"block {self.block}, noise {self.noise:g} or small {self.small:g} is out of its range",
                 hint="Give a block and a noise of 0 or more and a small between 0 and 1.",
+            )
+
+    def _check_kernel(self) -> None:
+        known = self.bits in nbits.BITS and self.kernel_block in nbits.BLOCKS
+        if not known or self.levels != "integer" or self.accuracy_level not in nbits.ACCURACY_LEVELS:
+            raise PassFailed(
+                f"MatMulNBits has no {self.bits}-bit {self.levels} levels in blocks of {self.kernel_block} "
+                f"at accuracy level {self.accuracy_level}",
+                hint="Use integer levels of 2, 4 or 8 bits, a block of 16, 32, 64, 128 or 256, and accuracy level 0 or 4.",
             )
 
 
@@ -126,6 +150,8 @@ class QuantizeWeights:
         if scheme.compensation == "gptq":
             grams = gram.collect(model, quantizable.layers(model.graph), evidence)
         plan = _Plan(scheme, _small(found, scheme), grams)
+        if scheme.kernel:
+            found = _write_kernels(packed, found, plan)
         unpacker = Unpacker(packed)
         for weight in found:
             _write(weight, plan, unpacker)
@@ -152,11 +178,32 @@ def _small(found: list[Weight], scheme: WeightScheme) -> frozenset[str]:
     return frozenset(names)
 
 
+def _write_kernels(model: ir.Model, found: list[Weight], plan: _Plan) -> list[Weight]:
+    """Writes what MatMulNBits takes; the weights that are left."""
+    scheme, block = plan.scheme, plan.scheme.kernel_block
+    layers = {layer.node: layer for layer in quantizable.layers(model.graph)}
+    writer = KernelWriter(model, accuracy_level=scheme.accuracy_level)
+    left = []
+    for weight in found:
+        if not nbits.suits(weight, layers, block):
+            left.append(weight)
+            continue
+        rows, moments = weight.rows(), plan.grams.get(weight.name)
+        grid = codebook.fit_levels(rows, codebook.integer_levels(scheme.bits), block=block)
+        codes = _codes(rows, grid, moments)
+        writer.write(weight, codes, grid.scale.astype(np.float32) * grid.step, bits=scheme.bits)
+    return left
+
+
+def _codes(rows: Rows, grid: Grid, moments: Gram | None) -> Codes:
+    return grid.encode(rows) if moments is None else compensate.compensated(rows, moments, grid)
+
+
 def _write(weight: Weight, plan: _Plan, unpacker: Unpacker) -> None:
     rows, moments = weight.rows(), plan.grams.get(weight.name)
     for bits in plan.widths(weight):
         grid = _grid(weight, rows, plan.scheme, bits)
-        codes = grid.encode(rows) if moments is None else compensate.compensated(rows, moments, grid)
+        codes = _codes(rows, grid, moments)
         if bits == _BYTE:
             _write_bytes(weight, grid, codes, unpacker)
         elif not plan.scheme.noise or _noise(rows, grid.decode(codes), moments) <= plan.scheme.noise:
@@ -197,7 +244,7 @@ def _write_levels(weight: Weight, grid: Grid, codes: Codes, unpacker: Unpacker) 
 def _write_bytes(weight: Weight, grid: Grid, codes: Codes, unpacker: Unpacker) -> None:
     """Signed bytes times one float32 scale a row, into which the codebook's step goes."""
     ordered = weight.from_rows((codes.astype(np.int16) - 128).astype(np.int8))
-    scale = grid.scale.astype(np.float32) * (grid.codebook[1] - grid.codebook[0])
+    scale = grid.scale.astype(np.float32) * grid.step
     sides = weight.row_sides
     if weight.is_table and _only_looked_up(weight):
         unpacker.looked_up(weight, ordered, scale.reshape(sides))

@@ -51,12 +51,26 @@ def _wishes(signature: Signature, target: Target, policy: Policy, *, folds: bool
     yield Recipe(steps=fused)
     if policy.goal.objective != "latency":
         yield Recipe(steps=(*clean, Step.of("cast_fp16", mode="weights")))
+    for step in _weight_steps(signature, policy.goal.objective):
+        yield Recipe(steps=(*clean, step))
     if _FP16_ARITHMETIC & set(target.features):
         yield Recipe(steps=(*clean, Step.of("cast_fp16", mode="full")))
     for step in _integer_steps(signature, target):
         yield Recipe(steps=(*clean, step))
         if step.technique == "quantize_dynamic":
             yield Recipe(steps=(*fused, step))
+
+
+def _weight_steps(signature: Signature, objective: str) -> Iterator[Step]:
+    """Packed weights, the most careful first. Only kernels on packed weights have a say in speed and memory."""
+    if objective == "size":
+        yield Step.of("quantize_weights", bits=8)
+        yield Step.of("quantize_weights", bits=8, compensation="gptq")
+        for bits in (6, 5, 4, 3):
+            yield Step.of("quantize_weights", bits=bits, levels="palette", compensation="gptq")
+    elif signature.count("MatMul") and not signature.count("Conv", "ConvTranspose"):
+        yield Step.of("quantize_weights", bits=8, kernel=True, accuracy_level=4)
+        yield Step.of("quantize_weights", bits=4, kernel=True, accuracy_level=4, compensation="gptq", table_bits=8)
 
 
 def _integer_steps(signature: Signature, target: Target) -> Iterator[Step]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from edgeopt.errors import UnsupportedModel
-from edgeopt.graph import infer, operators, weights
+from edgeopt.graph import infer, operators, walk, weights
 from edgeopt.graph.limits import GraphLimits, check_size
 from edgeopt.graph.parse import parse_file
 from edgeopt.graph.skeleton import skeleton
@@ -40,6 +40,7 @@ def load_checked(path: Path, *, limits: GraphLimits) -> ir.Model:
     proto = parse_file(path, model_bytes=limits.model_bytes)
     check_size(proto, limits)
     operators.check(proto)
+    _refuse_sparse(proto)
     weights.check(proto, path, model_bytes=limits.model_bytes)
     shapeless = bool(_shapeless(proto))
     if not shapeless:
@@ -51,6 +52,15 @@ def load_checked(path: Path, *, limits: GraphLimits) -> ir.Model:
     if bare is not None:
         _check_valid(bare)
     return model
+
+
+def _refuse_sparse(proto: onnx.ModelProto) -> None:
+    """onnx_ir leaves sparse initializers out without a word; the graph would be missing its weights."""
+    for sparse in walk.sparse_initializers(proto):
+        raise UnsupportedModel(
+            f"the weight {sparse.values.name!r} is stored as a sparse initializer",
+            hint="Store it dense: export the model again, or make it dense with onnx's helpers.",
+        )
 
 
 def _check_valid(subject: str | onnx.ModelProto) -> None:

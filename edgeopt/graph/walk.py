@@ -90,12 +90,19 @@ def tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
                 yield from _attribute_tensors(node)
 
 
-def sparse_tensors(model: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
-    """Every sparse tensor; a runtime makes it dense."""
+def sparse_initializers(model: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
+    """Every sparse initializer of any graph."""
     for root in roots(model):
         for place in bodies(root):
             if isinstance(place.body, type(model.graph)):
                 yield from place.body.sparse_initializer
+
+
+def sparse_tensors(model: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
+    """Every sparse tensor; a runtime makes it dense."""
+    yield from sparse_initializers(model)
+    for root in roots(model):
+        for place in bodies(root):
             for node in place.body.node:
                 for attribute in node.attribute:
                     if attribute.HasField("sparse_tensor"):

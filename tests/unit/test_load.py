@@ -441,3 +441,19 @@ def test_constant_of_terabytes_loads_at_once(tmp_path: Path) -> None:
     huge = helper.make_tensor("huge", TensorProto.INT64, [2], [1 << 20, 1 << 20])
     model = load(saved(tmp_path, model_of(helper.make_node("ConstantOfShape", ["huge"], ["y"]), weights=[huge])))
     assert model.graph.num_nodes() == 1
+
+
+def test_sparse_initializer_is_refused_by_name_and_not_lost(tmp_path) -> None:
+    values = helper.make_tensor("W", TensorProto.FLOAT, [2], [1.0, 2.0])
+    places = helper.make_tensor("W_places", TensorProto.INT64, [2], [0, 3])
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "W"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])],
+        sparse_initializer=[helper.make_sparse_tensor(values, places, [2, 2])],
+    )
+    file = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), file)
+    with pytest.raises(UnsupportedModel, match="'W'"):
+        load(file)

@@ -23,7 +23,7 @@ Codes = NDArray[np.uint8]
 
 _RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 """Clipping ratios that are tried: below a half, clipping cost more than rounding on every weight seen."""
-_BINS = 4096
+_BINS, _COARSE = 4096, 128
 _ROUNDS = 30
 _ALTERNATIONS = 4
 _CHUNK = 1 << 18
@@ -34,8 +34,6 @@ _NORM, _BETA, _STIFFENING, _SPLITS = 0.7, 10.0, 1.01, 20
 """The half-quadratic solver's norm, first penalty, its growth and the rounds, as published."""
 _TINY = 1e-8
 """Zero has no negative power."""
-_SPREAD = 4.0
-"""A palette covers this many standard deviations before its levels have moved; the outermost level takes what lies beyond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +120,8 @@ def fit_palette(rows: Rows, levels: int, *, block: int, weights: NDArray[np.floa
     step = max(1, blocks.size // _SEEN)
     seen, seen_importance = blocks[::step], None if importance is None else importance[::step]
     scale = _deviation(seen)
-    codebook = np.linspace(-_SPREAD, _SPREAD, levels, dtype=np.float32)
     for _ in range(_ALTERNATIONS):
-        codebook = _lloyd(seen, scale, codebook, seen_importance)
+        codebook = _lloyd(seen, scale, levels, seen_importance)
         scale = _refined(seen, scale, codebook, seen_importance)
     scale = _deviation(blocks)
     for _ in range(_ALTERNATIONS // 2):
@@ -175,7 +172,8 @@ def _clipped(blocks: Rows, levels: NDArray[np.float32]) -> NDArray[np.float32]:
     full = np.where(high > -low, high, low) / levels[0]
     best: NDArray[np.float32] = full.astype(np.float32)
     most = np.full(full.shape, -1.0)
-    for ratio in _RATIOS:
+    # The first ratio is that under which the shorter side covers the peak as well.
+    for ratio in (-float(levels[0] / levels[-1]), *_RATIOS):
         taken = levels[nearest(blocks, (full * np.float32(ratio))[:, None], levels)]
         power = np.einsum("ij,ij->i", taken, taken, dtype=np.float64)
         product = np.einsum("ij,ij->i", taken, blocks, dtype=np.float64)
@@ -213,7 +211,7 @@ def _chunks(blocks: Rows) -> Iterator[Rows]:
 
 
 def _lloyd(
-    blocks: Rows, scale: NDArray[np.float32], codebook: NDArray[np.float32], importance: NDArray[np.float32] | None
+    blocks: Rows, scale: NDArray[np.float32], levels: int, importance: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
     """Lloyd's iteration on a histogram of the scaled weights: its cost does not depend on how many there are."""
     scaled = np.divide(blocks, scale[:, None], out=np.zeros_like(blocks), where=scale[:, None] != 0)
@@ -224,6 +222,7 @@ def _lloyd(
     mass, edges = np.histogram(scaled, bins=_BINS, range=(-limit, limit), weights=cost)
     moment, _ = np.histogram(scaled, bins=edges, weights=cost * scaled)
     centres = np.where(mass > 0, moment / np.where(mass > 0, mass, 1), (edges[1:] + edges[:-1]) / 2)
+    codebook = _companded(mass, edges, levels)
     for _ in range(_ROUNDS):
         owner = np.searchsorted((codebook[1:] + codebook[:-1]) / 2, centres)
         total = np.bincount(owner, mass, codebook.size)
@@ -231,6 +230,19 @@ def _lloyd(
         moved = np.where(total > 0, summed / np.where(total > 0, total, 1), codebook)
         codebook = np.sort(moved).astype(np.float32)
     return codebook
+
+
+def _companded(mass: NDArray[np.float64], edges: NDArray[np.float64], levels: int) -> NDArray[np.float32]:
+    """Levels as dense as the cube root of the weights' density, which is optimal for many of them: where Lloyd starts.
+
+    P. F. Panter and W. Dite, "Quantization distortion in pulse-count modulation with nonuniform spacing of levels", Proceedings of the IRE
+    39(1), 1951. From evenly spaced levels thirty rounds end in a worse place than even levels with the right scale.
+    """
+    coarse = np.cbrt(mass.reshape(_COARSE, -1).sum(axis=1))
+    below = np.concatenate([[0.0], np.cumsum(coarse)])
+    wanted = (np.arange(levels) + 0.5) / levels * below[-1]
+    places: NDArray[np.float32] = np.interp(wanted, below, edges[:: _BINS // _COARSE]).astype(np.float32)
+    return places
 
 
 def _least_squares(

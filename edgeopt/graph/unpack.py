@@ -66,6 +66,8 @@ class Unpacker:
             result = self._before(node, "Mul", [real, factor], weight)
             result.type, result.shape = output.type, output.shape.copy() if output.shape is not None else None
             edit.replace_value(output, result)
+            if node is self._first:
+                self._first = found.producer() or node
             edit.remove(node)
 
     def levels(self, weight: Weight, packed: Levels) -> None:

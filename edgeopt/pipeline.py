@@ -16,8 +16,8 @@ from edgeopt import catalogue, device
 from edgeopt.calibrate import samples as sample_sets
 from edgeopt.errors import UnsupportedTarget
 from edgeopt.layout import JobFolder
-from edgeopt.protocols import Pass, Runtime
-from edgeopt.records import Event, JobOrder, Recipe, Target, Trial, Verdict
+from edgeopt.protocols import Pass, Runtime, Samples
+from edgeopt.records import Artifact, Event, JobOrder, Recipe, Target, Trial, Verdict
 from edgeopt.stages import attempt, baseline, forms, ingest, planner, reference, report, select
 from edgeopt.stages import data as assignment
 from edgeopt.stages.attempt import Workbench
@@ -55,7 +55,9 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
         recipes, left_out = _plan(job)
     with ExitStack() as runners:
         with staged("baseline", emit):
-            bench = _workbench(job, runners, emit)
+            artifact, original = _open_original(job, runners)
+            job = _with_inputs_that_run(job, original)
+            bench = _workbench(job, artifact, original, emit)
         search = Search(bench, CandidateCache(cache_folder, _facts(job)), job.order.policy.search)
         trials = search.fixed(recipes) if job.order.only_recipe else search.run(recipes)
         with staged("select", emit):
@@ -74,15 +76,23 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
 def _take_in(order: JobOrder, folder: JobFolder) -> Job:
     given = ingest.load(folder, order)
     policy = given.policy
-    made_up = sample_sets.synthetic(given.signature, policy.inputs, seed=policy.search.seed, count=_MADE_UP_SAMPLES)
+    order = replace(order, policy=policy)
+    made_up = _made_up(order, given, sample_sets.GUESSES[0])
     return Job(
-        order=replace(order, policy=policy),
+        order=order,
         given=given,
         data=assignment.assign(given.calibration, given.eval, made_up, ordered=bool(given.signature.states)),
         target=device.detect(policy.target),
         runtime=catalogue.find_runtime("onnxruntime"),
         passes={name: catalogue.find_pass(name) for name in catalogue.PASSES},
         folder=folder,
+    )
+
+
+def _made_up(order: JobOrder, given: Ingested, guess: sample_sets.Guess) -> Samples:
+    policy = order.policy
+    return sample_sets.synthetic(
+        given.signature, policy.inputs, seed=policy.search.seed, count=_MADE_UP_SAMPLES, guess=guess
     )
 
 
@@ -100,11 +110,22 @@ def _plan(job: Job) -> tuple[tuple[Recipe, ...], tuple[Trial, ...]]:
     return plan.recipes, plan.left_out
 
 
-def _workbench(job: Job, runners: ExitStack, emit: Emit) -> Workbench:
-    """Open the original, run it over the eval samples and measure it; everything is held against that."""
-    goal, seed, signature = job.order.policy.goal, job.order.policy.search.seed, job.given.signature
+def _open_original(job: Job, runners: ExitStack) -> tuple[Artifact, Runner]:
     artifact = job.runtime.compile(job.folder.input / job.order.files.model, Recipe(), job.target)
-    original = runners.enter_context(Runner(artifact))
+    return artifact, runners.enter_context(Runner(artifact))
+
+
+def _with_inputs_that_run(job: Job, original: Runner) -> Job:
+    """The job; where nothing was dropped beside the model, with made-up inputs of a shape that the model takes."""
+    if not job.data.synthetic:
+        return job
+    made_up = baseline.made_up(original, [_made_up(job.order, job.given, guess) for guess in sample_sets.GUESSES])
+    return replace(job, data=Data(calibration=made_up, eval=made_up))
+
+
+def _workbench(job: Job, artifact: Artifact, original: Runner, emit: Emit) -> Workbench:
+    """Run the original over the eval samples and measure it; everything is held against that."""
+    goal, seed, signature = job.order.policy.goal, job.order.policy.search.seed, job.given.signature
     ends = forms.final_operators(job.given.model)
     judged = reference.make(original, job.data.eval, signature, ends, job.folder.work)
     timed = baseline.typical(judged)

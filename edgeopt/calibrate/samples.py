@@ -15,11 +15,11 @@ from pathlib import Path
 from edgeopt.calibrate import arrays, dtypes, fit, pictures
 from edgeopt.calibrate.arrays import ArrayFile
 from edgeopt.calibrate.sample_set import Column, FilesColumn, SampleSet
-from edgeopt.calibrate.synthetic import synthetic
+from edgeopt.calibrate.synthetic import GUESSES, Guess, synthetic
 from edgeopt.errors import BadData
 from edgeopt.records import DataOrigin, InputHint, Signature, TensorSpec
 
-__all__ = ["MOST_BYTES", "SampleSet", "open_samples", "synthetic"]
+__all__ = ["GUESSES", "MOST_BYTES", "Guess", "SampleSet", "open_samples", "synthetic"]
 
 MOST_BYTES = 32 << 30
 """What one set's arrays may hold, unpacked."""

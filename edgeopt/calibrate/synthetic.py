@@ -22,25 +22,54 @@ from edgeopt.calibrate.sample_set import Column, SampleSet
 from edgeopt.records import DataOrigin, Dim, InputHint, Signature, TensorSpec
 
 BATCH = 1
-SIDE = 224
-SEQUENCE = 128
 PAST = 16
-SIGNAL = 512
-"""Samples of a sound or another signal: 32 ms at 16 kHz, which is what recognisers of speech take at a time."""
 CHANNELS = 3
 _OCTAVES = 5
 _SAMPLE_RATE_HZ = 16_000
 
-_WORDS_FOR_LENGTHS = (
-    (("batch",), BATCH),
-    (("past",), PAST),
-    (("height", "width"), SIDE),
-    (("channel",), CHANNELS),
-    (("seq", "len", "time", "token", "frames", "steps"), SEQUENCE),
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guess:
+    """Lengths for dimensions that neither the model nor the job file states."""
+
+    height: int = 224
+    width: int = 224
+    sequence: int = 128
+    signal: int = 512
+    """Samples of a sound or another signal: 32 ms at 16 kHz, which is what recognisers of speech take at a time."""
+
+    def by_word(self) -> tuple[tuple[tuple[str, ...], int], ...]:
+        """Words in a dimension's name that tell its length."""
+        return (
+            (("batch",), BATCH),
+            (("past",), PAST),
+            (("height",), self.height),
+            (("width",), self.width),
+            (("channel",), CHANNELS),
+            (("seq", "len", "time", "token", "frames", "steps"), self.sequence),
+        )
+
+
+GUESSES = (
+    Guess(),
+    Guess(height=48, width=320, sequence=64, signal=576),
+    Guess(height=32, width=320, sequence=256, signal=1024),
+    Guess(height=64, width=64, sequence=32, signal=16_000),
+    Guess(height=416, width=416, sequence=512, signal=1536),
+    Guess(height=640, width=640, sequence=16, signal=4000),
+    Guess(height=28, width=28, sequence=8, signal=256),
 )
+"""In the order they are tried: many models run at one size or at multiples of 32 only."""
 
 
-def synthetic(signature: Signature, hints: Sequence[tuple[str, InputHint]] = (), *, seed: int, count: int) -> SampleSet:
+def synthetic(
+    signature: Signature,
+    hints: Sequence[tuple[str, InputHint]] = (),
+    *,
+    seed: int,
+    count: int,
+    guess: Guess = GUESSES[0],
+) -> SampleSet:
     """``count`` made-up inferences; ``hints`` are the job file's shapes and ranges by input."""
     known = dict(hints)
     lengths: dict[str, int] = {}
@@ -49,23 +78,28 @@ def synthetic(signature: Signature, hints: Sequence[tuple[str, InputHint]] = (),
     for spec in signature.inputs:
         hint = known.get(spec.name, InputHint())
         # a state's unknown lengths are of batches and layers; guessed ones would rarely fit together
-        shape = resolve_shape(spec, hint.shape, lengths, unknown=BATCH if spec.name in states else None)
+        shape = resolve_shape(spec, hint.shape, lengths, guess=guess, unknown=BATCH if spec.name in states else None)
         columns[spec.name] = MadeUpColumn(
             spec.name, shape, dtypes.named(spec.dtype), hint.range, seed, spec.name in states
         )
-    recipe = repr((signature.inputs, signature.states, sorted(known.items()), seed, count))
+    recipe = repr((signature.inputs, signature.states, sorted(known.items()), seed, count, guess))
     origin = DataOrigin(sha256=hashlib.sha256(recipe.encode()).hexdigest(), samples=count, origin="synthetic")
     return SampleSet(columns, origin=origin)
 
 
 def resolve_shape(
-    spec: TensorSpec, hint: tuple[Dim, ...] | None, lengths: dict[str, int], *, unknown: int | None = None
+    spec: TensorSpec,
+    hint: tuple[Dim, ...] | None,
+    lengths: dict[str, int],
+    *,
+    guess: Guess = GUESSES[0],
+    unknown: int | None = None,
 ) -> tuple[int, ...]:
     """A length for every dimension; equal names get equal lengths through ``lengths``, which is filled on the way.
 
     ``unknown`` is the length of a dimension without a name; None guesses from the axis.
     """
-    picture = _picture_axes(spec)
+    picture = _picture_axes(spec, guess)
     shape = []
     for axis, dim in enumerate(spec.shape):
         hinted = hint[axis] if hint is not None and axis < len(hint) else None
@@ -78,36 +112,39 @@ def resolve_shape(
         elif dim == "?" and unknown is not None:
             length = unknown
         else:
-            length = _guessed_length(dim, axis, spec, picture, lengths)
+            length = _known_sum(dim, lengths) or _guessed_length(dim, axis, spec, picture, guess)
         if isinstance(dim, str) and dim != "?":
             lengths.setdefault(dim, length)
         shape.append(length)
     return tuple(shape)
 
 
-def _guessed_length(
-    dim: str, axis: int, spec: TensorSpec, picture: Mapping[int, int], lengths: Mapping[str, int]
-) -> int:
+def _known_sum(dim: str, lengths: Mapping[str, int]) -> int:
+    """The length of a dimension called like ``past + 1``; 0 where it is no sum of known ones."""
     parts = [part.strip() for part in dim.split("+")]
     if len(parts) > 1 and all(part.isdigit() or part in lengths for part in parts):
         return sum(int(part) if part.isdigit() else lengths[part] for part in parts)
-    for words, length in _WORDS_FOR_LENGTHS:
+    return 0
+
+
+def _guessed_length(dim: str, axis: int, spec: TensorSpec, picture: Mapping[int, int], guess: Guess) -> int:
+    for words, length in guess.by_word():
         if any(word in dim.lower() for word in words):
             return length
     if axis in picture or axis == 0:
         return picture.get(axis, BATCH)
     if len(spec.shape) == 2 and "float" in spec.dtype:
-        return SIGNAL
-    return SEQUENCE if axis == 1 or len(spec.shape) == 3 else BATCH
+        return guess.signal
+    return guess.sequence if axis == 1 or len(spec.shape) == 3 else BATCH
 
 
-def _picture_axes(spec: TensorSpec) -> dict[int, int]:
+def _picture_axes(spec: TensorSpec, guess: Guess) -> dict[int, int]:
     """Length by axis for an input that is a picture: four axes, few channels in front of or behind height and width."""
     if len(spec.shape) != 4 or ("int" in spec.dtype and spec.dtype != "uint8"):
         return {}
     if spec.shape[3] in (1, 3, 4) and spec.shape[1] not in (1, 3, 4):
-        return {0: BATCH, 1: SIDE, 2: SIDE, 3: CHANNELS}
-    return {0: BATCH, 1: CHANNELS, 2: SIDE, 3: SIDE}
+        return {0: BATCH, 1: guess.height, 2: guess.width, 3: CHANNELS}
+    return {0: BATCH, 1: CHANNELS, 2: guess.height, 3: guess.width}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeopt.errors import BadData, MeasureFailed
+from edgeopt.protocols import Samples
 from edgeopt.records import Artifact, Goal, Interval, Measurement, Recipe, Trial
 from edgeopt.stages import measure, quality
 from edgeopt.stages.reference import Reference
@@ -23,6 +26,25 @@ def typical(reference: Reference) -> Feeds:
     sizes = [sum(array.size for array in reference.samples.feeds(index).values()) for index in indices]
     middle = int(np.argsort(sizes, kind="stable")[len(sizes) // 2])
     return reference.samples.feeds(indices[sizes.index(sizes[middle])])
+
+
+def made_up(original: Runner, sets: Sequence[Samples]) -> Samples:
+    """The first of ``sets`` that the model takes; :class:`~edgeopt.errors.BadData` where it takes none.
+
+    A model does not say which lengths of its open dimensions it can run.
+    """
+    reasons = []
+    for samples in sets:
+        try:
+            original.run(samples.feeds(0))
+        except MeasureFailed as error:
+            reasons.append(error.message)
+        else:
+            return samples
+    raise BadData(
+        f"no samples were dropped beside the model, and it takes none of {len(sets)} made-up inputs: {reasons[0]}",
+        hint="Drop NAME.calibration.npz beside it, or state the shapes under inputs in NAME.yaml.",
+    )
 
 
 def measured(original: Runner, artifact: Artifact, reference: Reference, goal: Goal, *, seed: int) -> Trial:

@@ -44,6 +44,18 @@ class Probe:
         return [name for name in (self.high, self.values, self.low, self.mean) if name is not None]
 
 
+@dataclass(frozen=True, slots=True)
+class ChannelProbe:
+    """The names of what was computed of each channel of one tensor."""
+
+    low: str
+    high: str
+    square: str
+
+    def names(self) -> list[str]:
+        return [self.low, self.high, self.square]
+
+
 def with_shapes(model: ir.Model, names: list[str]) -> tuple[ir.Model, dict[str, str]]:
     """A copy that also computes the named tensors' shapes: tensor name to the shape's name."""
     observed = edit.copy(model)
@@ -62,6 +74,16 @@ def with_statistics(
     observed = edit.copy(model)
     probes = _Probes(observed)
     return observed, {name: probes.attach(name, shape, channels.get(name)) for name, shape in shapes.items()}
+
+
+def with_channel_power(model: ir.Model, widths: Mapping[str, int]) -> tuple[ir.Model, dict[str, ChannelProbe]]:
+    """A copy that computes the extremes and the mean square of every channel of the tensors in ``widths``.
+
+    The channels are the last axis, ``widths`` their number.
+    """
+    observed = edit.copy(model)
+    probes = _Probes(observed)
+    return observed, {name: probes.attach_channels(name, width) for name, width in widths.items()}
 
 
 class _Probes:
@@ -88,6 +110,15 @@ class _Probes:
             values=self._thinned(value, shape, feature_map=feature_map),
             low=low,
             mean=None if channel is None else self._mean(value, shape, channel),
+        )
+
+    def attach_channels(self, name: str, width: int) -> ChannelProbe:
+        rows = self._node("Reshape", [self._values[name], self._constant(np.array([-1, width], np.int64))])
+        square = self._node("Mul", [rows, rows])
+        return ChannelProbe(
+            low=self._over_rows("ReduceMin", rows),
+            high=self._over_rows("ReduceMax", rows),
+            square=self._over_rows("ReduceMean", square),
         )
 
     def emit(self, operator: str, inputs: list[ir.Value], **attributes: int | list[int]) -> str:
@@ -134,9 +165,13 @@ class _Probes:
         if channel == 1 and len(shape) > 2:
             return self.emit("GlobalAveragePool", [value])
         rows = self._node("Reshape", [value, self._constant(np.array([-1, shape[-1]], np.int64))])
+        return self._over_rows("ReduceMean", rows)
+
+    def _over_rows(self, operator: str, rows: ir.Value) -> str:
+        """The axes of a reduction became an input with opset 18."""
         if self._opset >= 18:
-            return self.emit("ReduceMean", [rows, self._constant(np.array([0], np.int64))], keepdims=0)
-        return self.emit("ReduceMean", [rows], axes=[0], keepdims=0)
+            return self.emit(operator, [rows, self._constant(np.array([0], np.int64))], keepdims=0)
+        return self.emit(operator, [rows], axes=[0], keepdims=0)
 
 
 def _attribute(name: str, value: int | list[int]) -> ir.Attr:

@@ -39,6 +39,8 @@ MOVING = (
 COMPUTING = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
 """Operators with a QLinear kernel and a scale of their own."""
 _VARIADIC = ("Add", "Mul", "Concat")
+KEEP_FLOAT = "edgeopt.keep_float"
+"""A node with this key in its metadata is no layer: an earlier pass took it out of the integers on purpose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ def layer_name(node: ir.Node) -> str:
 
 def layers(graph: ir.Graph, *, operators: Collection[str] = LAYERS) -> list[Layer]:
     """The layers of the main graph with a float32 constant weight, in graph order."""
-    found = (_layer(node) for node in graph if node.op_type in operators and node.domain in ("", "ai.onnx"))
+    nodes = [node for node in graph if node.op_type in operators and node.domain in ("", "ai.onnx")]
+    found = (_layer(node) for node in nodes if KEEP_FLOAT not in node.metadata_props)
     return [layer for layer in found if layer is not None]
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgeopt.passes.cast_fp16 import CastFp16 as CastFp16
     from edgeopt.passes.fold_batch_norm import FoldBatchNorm as FoldBatchNorm
     from edgeopt.passes.fuse_transformer import FuseTransformer as FuseTransformer
+    from edgeopt.passes.migrate_outliers import MigrateOutliers as MigrateOutliers
     from edgeopt.passes.quantize_dynamic import QuantizeDynamic as QuantizeDynamic
     from edgeopt.passes.quantize_static import QuantizeStatic as QuantizeStatic
     from edgeopt.passes.quantize_weights import QuantizeWeights as QuantizeWeights
@@ -21,13 +22,23 @@ _HOMES = {
     "CastFp16": "cast_fp16",
     "FoldBatchNorm": "fold_batch_norm",
     "FuseTransformer": "fuse_transformer",
+    "MigrateOutliers": "migrate_outliers",
     "QuantizeDynamic": "quantize_dynamic",
     "QuantizeStatic": "quantize_static",
     "QuantizeWeights": "quantize_weights",
     "Tidy": "tidy",
 }
 
-__all__ = ["CastFp16", "FoldBatchNorm", "FuseTransformer", "QuantizeDynamic", "QuantizeStatic", "QuantizeWeights", "Tidy"]
+__all__ = [
+    "CastFp16",
+    "FoldBatchNorm",
+    "FuseTransformer",
+    "MigrateOutliers",
+    "QuantizeDynamic",
+    "QuantizeStatic",
+    "QuantizeWeights",
+    "Tidy",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -60,6 +60,12 @@ LAWS = (
     Law("cast_fp16", {"mode": "full"}, tuple(name for name in MODELS if name != "loop"), 1e-5),
     Law("quantize_dynamic", {}, tuple(name for name in MODELS if name not in CONVOLUTIONS), 2e-2),
     Law("quantize_static", {}, tuple(name for name in MODELS if name not in ("loop", "old_softmax")), 2e-2),
+    Law(
+        "migrate_outliers",
+        {"min_gain": 1.0},
+        tuple(name for name in MODELS if name not in ("depthwise_residual", "loop", "shared_initializers")),
+        LOSSLESS,
+    ),
     Law("quantize_weights", {}, ("bert_block",), 1e-3),
     Law("quantize_weights", {"bits": 6, "levels": "palette", "small": 0.0}, ("bert_block",), 1e-2),
     Law("quantize_weights", {"bits": 5, "levels": "affine", "block": 16, "compensation": "gptq"}, ("bert_block",), 1e-2),

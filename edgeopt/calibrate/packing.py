@@ -28,11 +28,11 @@ class Plane:
     digits: int
     weight: int
 
-    def table(self) -> NDArray[np.int32]:
-        """What each byte holds: [256, digits], ready multiplied with the plane's weight."""
+    def table(self) -> NDArray[np.uint8]:
+        """What each byte holds: [256, digits], ready multiplied with the plane's weight; a code is a byte at most."""
         bytes_ = np.arange(_BYTE, dtype=np.int32)[:, None]
         powers = self.radix ** np.arange(self.digits, dtype=np.int32)
-        table: NDArray[np.int32] = bytes_ // powers % self.radix * self.weight
+        table: NDArray[np.uint8] = (bytes_ // powers % self.radix * self.weight).astype(np.uint8)
         return table
 
 

@@ -27,7 +27,7 @@ class Packed:
     """Bytes, and for each possible byte the digits it holds: [bytes], [256, digits]."""
 
     data: NDArray[np.uint8]
-    table: NDArray[np.int32]
+    table: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class Unpacker:
     def __init__(self, model: ir.Model) -> None:
         self._writer = QdqWriter(model)
         self._first = model.graph[0]
+        self._tables: dict[bytes, ir.Value] = {}
 
     def scaled(self, weight: Weight, codes: NDArray[np.int8], scale: NDArray[np.floating]) -> None:
         """``codes`` in the weight's shape times ``scale``, which broadcasts: two nodes."""
@@ -86,12 +87,20 @@ class Unpacker:
     def _digits(self, weight: Weight, plane: Packed) -> ir.Value:
         """The first ``weight.size`` digits of a plane, flat."""
         bytes_ = self._cast(self._constant(weight, "packed", plane.data), weight, to=_INT32)
-        found = self._at_first("Gather", [self._writer.constant("digits_of_bytes", plane.table), bytes_], weight)
+        found = self._at_first("Gather", [self._table(plane, weight), bytes_], weight)
         flat = self._reshaped(found, weight, (-1,))
         if plane.data.size * plane.table.shape[1] == weight.size:
             return flat
         ends = [self._writer.constant("ends", np.array([end], np.int64)) for end in (0, weight.size)]
         return self._at_first("Slice", [flat, *ends], weight)
+
+    def _table(self, plane: Packed, weight: Weight) -> ir.Value:
+        """The plane's table in int32, which is what Add and Gather take; one for all weights."""
+        key = plane.table.tobytes()
+        if key not in self._tables:
+            digits = self._writer.constant("digits_of_bytes", plane.table)
+            self._tables[key] = self._cast(digits, weight, to=_INT32)
+        return self._tables[key]
 
     def _times(self, value: ir.Value, weight: Weight, scale: NDArray[np.floating]) -> ir.Value:
         factor = self._constant(weight, "scale", scale)

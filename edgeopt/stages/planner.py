@@ -55,6 +55,8 @@ def _wishes(signature: Signature, target: Target, policy: Policy, *, folds: bool
         yield Recipe(steps=(*clean, step))
     if _FP16_ARITHMETIC & set(target.features):
         yield Recipe(steps=(*clean, Step.of("cast_fp16", mode="full")))
+    for step in _migrated_steps(signature, target):
+        yield Recipe(steps=(*clean, Step.of("migrate_outliers"), step))
     for step in _integer_steps(signature, target):
         yield Recipe(steps=(*clean, step))
         if step.technique == "quantize_dynamic":
@@ -69,8 +71,8 @@ def _weight_steps(signature: Signature, objective: str) -> Iterator[Step]:
         for bits in (6, 5, 4, 3):
             yield Step.of("quantize_weights", bits=bits, levels="palette", compensation="gptq")
     elif signature.count("MatMul") and not signature.count("Conv", "ConvTranspose"):
-        yield Step.of("quantize_weights", bits=8, kernel=True, accuracy_level=4)
-        yield Step.of("quantize_weights", bits=4, kernel=True, accuracy_level=4, compensation="gptq", table_bits=8)
+        yield Step.of("quantize_weights", bits=8, form="kernel", accuracy_level=4)
+        yield Step.of("quantize_weights", bits=4, form="kernel", accuracy_level=4, compensation="gptq", table_bits=8)
 
 
 def _integer_steps(signature: Signature, target: Target) -> Iterator[Step]:
@@ -80,6 +82,20 @@ def _integer_steps(signature: Signature, target: Target) -> Iterator[Step]:
     dynamic = [Step.of("quantize_dynamic", per_channel=True, reduced_range=narrow) for narrow in _ranges(fast=fast)]
     # a transformer's activations have outliers that a static range cuts; a CNN has no fast dynamic kernels
     yield from (*static, *dynamic) if convolutions else (*dynamic, *static)
+
+
+_FEWEST_PRODUCTS = 4
+"""Of a transformer's block: query, key, value and output. A classifier that ends in Softmax has one or two."""
+
+
+def _migrated_steps(signature: Signature, target: Target) -> Iterator[Step]:
+    """What pays behind ``migrate_outliers``: attention makes the outliers, and only products of matrices can shed them."""
+    if not signature.count("Softmax", "Attention") or signature.count("MatMul", "Gemm") < _FEWEST_PRODUCTS:
+        return
+    fast = bool(_FAST_INT8 & set(target.features))
+    for narrow in _ranges(fast=fast):
+        yield Step.of("quantize_dynamic", per_channel=True, reduced_range=narrow)
+    yield from _static_steps(target, _MATRIX_RANGES[:1], fast=fast)
 
 
 _CONVOLUTION_RANGES = (

@@ -26,8 +26,19 @@ class OpenPass:
 
 
 PASSES = {
-    name: OpenPass(name, lossless=name in ("tidy", "fold_batch_norm", "fuse_transformer"))
-    for name in ("tidy", "fold_batch_norm", "fuse_transformer", "cast_fp16", "quantize_dynamic", "quantize_static")
+    name: OpenPass(name, lossless=name in ("tidy", "fold_batch_norm", "fuse_transformer", "migrate_outliers"))
+    for name in (
+        "tidy",
+        "fold_batch_norm",
+        "fuse_transformer",
+        "migrate_outliers",
+        "cast_fp16",
+        "quantize_dynamic",
+        "quantize_static",
+        "quantize_weights",
+        "equalize_layers",
+        "round_weights",
+    )
 }
 
 
@@ -74,6 +85,16 @@ def test_quantization_can_be_switched_off_or_narrowed() -> None:
     narrow = _plan(policy=Policy(techniques=Techniques(quantize=("dynamic",))))
     assert "quantize_dynamic" in _techniques(narrow)
     assert "quantize_static" not in _techniques(narrow)
+
+
+def test_transformer_sheds_its_outliers_before_it_is_quantized_and_a_classifier_does_not() -> None:
+    encoder = replace(CNN, operators=(("MatMul", 8), ("Softmax", 1)))
+    recipes = [[step.technique for step in recipe.steps] for recipe in _plan(encoder).recipes]
+    migrated = [number for number, steps in enumerate(recipes) if "migrate_outliers" in steps]
+    assert {recipes[number][-1] for number in migrated} == {"quantize_dynamic", "quantize_static"}
+    assert max(migrated) < min(number for number, steps in enumerate(recipes) if steps == ["tidy", "quantize_dynamic"])
+    classifier = replace(CNN, operators=(("Conv", 8), ("Gemm", 1), ("Softmax", 1)))
+    assert "migrate_outliers" not in _techniques(_plan(classifier))
 
 
 def test_what_a_pass_refuses_is_left_out_with_its_reason() -> None:

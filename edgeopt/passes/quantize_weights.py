@@ -3,7 +3,8 @@
 Runs after the graph is clean. In comes a float32 model, out goes the same model whose weights are packed codes with the nodes that unpack
 them; ONNX Runtime folds those at load. So this buys bytes of the file only: latency and memory stay the original's, except for
 lookup tables in 8 bits, which stay packed in memory as well. Every kind of reader counts: Conv, Gemm, MatMul, lookup tables, LSTM and GRU.
-With ``kernel`` MatMul and Gemm keep their packed weights in memory, and the runtime's kernel for them decides on speed.
+With ``form=kernel`` MatMul and Gemm keep their packed weights in memory, and the runtime's kernel for them decides on speed;
+``form=portable`` is for other runtimes.
 
 Settings (all optional):
 
@@ -14,8 +15,9 @@ Settings (all optional):
 - ``compensation`` none | gptq, see ``calibrate.compensate``; needs calibration samples
 - ``small``        share of all weights, smallest tensors first, that stay in 8 bits: they are cheap and often the most sensitive
 - ``noise``        largest noise-to-signal power of a layer's output (of the weight itself without samples): a weight that misses it gets more bits
-- ``kernel``       MatMul and Gemm through com.microsoft MatMulNBits: 2, 4 or 8 bits, integer levels, a block of 16 to 256 (0: 32)
-- ``accuracy_level`` of that kernel: 0 (float) or 4 (int8 activations)
+- ``form``         unpacked | kernel (MatMul and Gemm as com.microsoft MatMulNBits: 2, 4 or 8 bits, integer levels, a block of 16 to 256, 0: 32) |
+                   portable (Conv, MatMul and Gemm behind DequantizeLinear: int8 by channel, or int4 by block at opset 21)
+- ``accuracy_level`` of MatMulNBits: 0 (float) or 4 (int8 activations)
 - ``skip``         JSON list of names of weights or nodes that stay float
 """
 
@@ -25,15 +27,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeopt.calibrate import codebook, compensate, gram, packing
 from edgeopt.calibrate.codebook import Codes, Grid, Rows
 from edgeopt.calibrate.gram import Gram
 from edgeopt.calibrate.scheme import read_names, read_settings
 from edgeopt.errors import PassFailed
-from edgeopt.graph import compact, edit, nbits, quantizable
+from edgeopt.graph import compact, edit, nbits, portable, quantizable
 from edgeopt.graph.compact import Weight
 from edgeopt.graph.nbits import KernelWriter
+from edgeopt.graph.portable import PortableWriter
 from edgeopt.graph.unpack import Levels, Packed, Unpacker
 from edgeopt.protocols import Evidence, Settings
 from edgeopt.records import Signature, Target
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
 WIDTHS = (2, 3, 4, 5, 6, 8)
 LEVELS = ("integer", "affine", "palette", "ternary")
 COMPENSATIONS = ("none", "gptq")
+FORMS = ("unpacked", "kernel", "portable")
 _BYTE = 8
 _KERNEL_BLOCK = 32
 _LEAST_BYTES = 1024
@@ -63,7 +68,7 @@ class WeightScheme:
     compensation: str = "none"
     small: float = 0.05
     noise: float = 0.0
-    kernel: bool = False
+    form: str = "unpacked"
     accuracy_level: int = 0
     skip: str = "[]"
 
@@ -81,11 +86,17 @@ class WeightScheme:
         for name, value, known in (
             ("levels", self.levels, LEVELS),
             ("compensation", self.compensation, COMPENSATIONS),
+            ("form", self.form, FORMS),
         ):
             if value not in known:
                 raise PassFailed(f"{name} is {value!r}", hint=f"Use one of {', '.join(known)}.")
-        if self.kernel:
+        if self.form == "kernel":
             self._check_kernel()
+        if self.form == "portable" and (self.bits not in portable.BITS or self.levels != "integer"):
+            raise PassFailed(
+                f"DequantizeLinear has no {self.bits}-bit {self.levels} levels",
+                hint="Use integer levels of 4 or 8 bits.",
+            )
         if self.block < 0 or self.noise < 0 or not 0 <= self.small <= 1:
             raise PassFailed(
                 f"block {self.block}, noise {self.noise:g} or small {self.small:g} is out of its range",
@@ -140,6 +151,8 @@ class QuantizeWeights:
         scheme.check()
         skip = read_names(scheme.skip)
         packed = edit.copy(model)
+        if scheme.form == "portable":
+            packed = portable.prepared(packed)
         found = [weight for weight in compact.weights(packed.graph) if skip.isdisjoint(_names(weight))]
         if not found:
             raise PassFailed(
@@ -150,8 +163,10 @@ class QuantizeWeights:
         if scheme.compensation == "gptq":
             grams = gram.collect(model, quantizable.layers(model.graph), evidence)
         plan = _Plan(scheme, _small(found, scheme), grams)
-        if scheme.kernel:
+        if scheme.form == "kernel":
             found = _write_kernels(packed, found, plan)
+        if scheme.form == "portable":
+            found = _write_portable(packed, found, plan)
         unpacker = Unpacker(packed)
         for weight in found:
             _write(weight, plan, unpacker)
@@ -193,6 +208,29 @@ def _write_kernels(model: ir.Model, found: list[Weight], plan: _Plan) -> list[We
         codes = _codes(rows, grid, moments)
         writer.write(weight, codes, grid.scale.astype(np.float32) * grid.step, bits=scheme.bits)
     return left
+
+
+def _write_portable(model: ir.Model, found: list[Weight], plan: _Plan) -> list[Weight]:
+    """Writes what DequantizeLinear takes; the weights that are left."""
+    layers = {layer.node: layer for layer in quantizable.layers(model.graph)}
+    writer = PortableWriter(model)
+    left = []
+    for weight in found:
+        bits = _BYTE if weight.name in plan.whole else plan.scheme.bits
+        if not portable.suits(weight, layers):
+            left.append(weight)
+            continue
+        rows, moments = weight.rows(), plan.grams.get(weight.name)
+        block = portable.block_of(weight, plan.scheme.block if bits < _BYTE else 0)
+        grid = codebook.fit_levels(rows, codebook.integer_levels(bits), block=block)
+        codes = weight.from_rows(_signed(_codes(rows, grid, moments), bits))
+        writer.write(weight, codes, grid.scale.astype(np.float32) * grid.step, bits=bits)
+    return left
+
+
+def _signed(codes: Codes, bits: int) -> NDArray[np.int8]:
+    """Codes around zero, where they are evenly spaced."""
+    return (codes.astype(np.int16) - (1 << (bits - 1))).astype(np.int8)
 
 
 def _codes(rows: Rows, grid: Grid, moments: Gram | None) -> Codes:
@@ -243,7 +281,7 @@ def _write_levels(weight: Weight, grid: Grid, codes: Codes, unpacker: Unpacker) 
 
 def _write_bytes(weight: Weight, grid: Grid, codes: Codes, unpacker: Unpacker) -> None:
     """Signed bytes times one float32 scale a row, into which the codebook's step goes."""
-    ordered = weight.from_rows((codes.astype(np.int16) - 128).astype(np.int8))
+    ordered = weight.from_rows(_signed(codes, _BYTE))
     scale = grid.scale.astype(np.float32) * grid.step
     sides = weight.row_sides
     if weight.is_table and _only_looked_up(weight):

@@ -69,7 +69,7 @@ LAWS = (
     Law("quantize_weights", {}, ("bert_block",), 1e-3),
     Law("quantize_weights", {"bits": 6, "levels": "palette", "small": 0.0}, ("bert_block",), 1e-2),
     Law("quantize_weights", {"bits": 5, "levels": "affine", "block": 16, "compensation": "gptq"}, ("bert_block",), 1e-2),
-    Law("quantize_weights", {"bits": 4, "kernel": True, "block": 16, "compensation": "gptq"}, ("bert_block",), 3e-2),
+    Law("quantize_weights", {"bits": 4, "form": "kernel", "block": 16, "compensation": "gptq"}, ("bert_block",), 3e-2),
 )
 CASES = [pytest.param(law, name, id=f"{law}-{name}") for law in LAWS for name in law.works_on]
 OTHERS = [pytest.param(law, name, id=f"{law}-{name}") for law in LAWS for name in MODELS if name not in law.works_on]

@@ -186,7 +186,7 @@ def test_skipped_weights_stay_float_whether_named_by_node_or_weight() -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_matrices_keep_their_packed_weights_with_the_kernel(bits: int, level: int, tmp_path: Path) -> None:
     model = matrices()
-    made = pack(model, bits=bits, kernel=True, accuracy_level=level)
+    made = pack(model, bits=bits, form="kernel", accuracy_level=level)
     proto = optimized(made, tmp_path)
     kernels = [node for node in proto.graph.node if node.op_type == "MatMulNBits"]
     assert len(kernels) == 3
@@ -196,11 +196,25 @@ def test_matrices_keep_their_packed_weights_with_the_kernel(bits: int, level: in
 
 def test_kernel_leaves_what_it_cannot_take_to_unpacking(tmp_path: Path) -> None:
     model = embeddings()
-    made = pack(model, bits=4, kernel=True, block=128)
+    made = pack(model, bits=4, form="kernel", block=128)
     found = operators(optimized(made, tmp_path))
     # Only the second dense layer has 128 inputs; the others have 64, which is no whole block.
     assert found["MatMulNBits"] == 1
     assert noise(model, made) < 0.1
+
+
+@pytest.mark.parametrize("build", [convolutions, matrices, embeddings])
+@pytest.mark.parametrize(("bits", "block"), [(8, 0), (4, 0), (4, 16)])
+def test_portable_form_needs_nothing_but_the_standard(build: Any, bits: int, block: int) -> None:
+    model = build()
+    made = pack(model, form="portable", bits=bits, block=block, small=0.0)
+    assert noise(model, made) < (0.1 if bits == 4 else 1e-3)
+    assert made.opset_imports[""] >= 21
+    assert set(made.opset_imports) <= {""}
+    pairs = [node for node in made.graph if node.op_type == "DequantizeLinear"]
+    assert len(pairs) >= 3
+    types = {node.inputs[0].const_value.dtype for node in pairs if node.inputs[0] and node.inputs[0].const_value}
+    assert types <= {ir.DataType.INT4 if bits == 4 else ir.DataType.INT8, ir.DataType.INT8}
 
 
 def test_weights_that_a_caller_may_override_are_left_alone() -> None:
@@ -225,10 +239,12 @@ def test_weights_in_constant_nodes_are_packed_too() -> None:
         ({"levels": "log"}, "levels is 'log'"),
         ({"compensation": "obq"}, "compensation is 'obq'"),
         ({"small": 1.5}, "out of its range"),
-        ({"bits": 6, "kernel": True}, "6-bit integer"),
-        ({"bits": 4, "kernel": True, "levels": "palette"}, "4-bit palette"),
-        ({"bits": 4, "kernel": True, "block": 48}, "blocks of 48"),
-        ({"bits": 4, "kernel": True, "accuracy_level": 2}, "accuracy level 2"),
+        ({"bits": 6, "form": "kernel"}, "6-bit integer"),
+        ({"bits": 4, "form": "kernel", "levels": "palette"}, "4-bit palette"),
+        ({"bits": 4, "form": "kernel", "block": 48}, "blocks of 48"),
+        ({"bits": 4, "form": "kernel", "accuracy_level": 2}, "accuracy level 2"),
+        ({"bits": 6, "form": "portable"}, "6-bit integer"),
+        ({"form": "zip"}, "form is 'zip'"),
         ({"depth": 3}, "no setting 'depth'"),
     ],
 )

@@ -102,7 +102,7 @@ def confirm(trial: Trial, bench: Workbench) -> Trial:
         with bench.start(bench.baseline.artifact or artifact) as original, bench.start(artifact) as candidate:
             original.hold(bench.timed)
             candidate.hold(bench.timed)
-            effort = Effort(seed=bench.seed + 1, longest_s=bench.look_s * _SECOND_LOOK)
+            effort = Effort(seed=bench.seed + 1, longest_s=bench.look_s * _SECOND_LOOK, bar=_bar(bench, first.quality))
             timing = measure.compare(original, candidate, effort)
             original_bytes, peak_bytes = original.peak_memory_bytes(), candidate.peak_memory_bytes()
     except CandidateError as error:
@@ -140,10 +140,18 @@ def _measure(artifact: Artifact, bench: Workbench) -> Measurement:
     with bench.start(artifact) as candidate:
         verdict = quality.judge(bench.reference, candidate.run, bench.goal, seed=bench.seed)
         hopeless = verdict.ci95[1] > _HOPELESS * bench.goal.max_drop
-        effort = Effort(seed=bench.seed, longest_s=bench.look_s * (_GLANCE if hopeless else 1.0))
+        effort = Effort(
+            seed=bench.seed, longest_s=bench.look_s * (_GLANCE if hopeless else 1.0), bar=_bar(bench, verdict)
+        )
         candidate.hold(bench.timed)
         timing = measure.compare(bench.original, candidate, effort)
         return _measurement(artifact, timing, verdict, candidate.peak_memory_bytes(), bench.baseline)
+
+
+def _bar(bench: Workbench, verdict: Quality) -> float | None:
+    """The speedup that decides, for a candidate that is right enough to win by it."""
+    decides = bench.goal.objective == "latency" and verdict.ci95[1] <= bench.goal.max_drop
+    return bench.goal.min_speedup if decides else None
 
 
 def _measurement(artifact: Artifact, timing: Timing, verdict: Quality, peak_bytes: int, baseline: Trial) -> Measurement:

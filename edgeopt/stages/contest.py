@@ -35,18 +35,23 @@ def losers(family: Sequence[Recipe], rehearsal: Rehearsal) -> dict[Recipe, str]:
     if not seen:
         last = family[-1]  # attempted for good, so that the job tells the reason as a candidate's own
         return {recipe: reason for recipe, reason in reasons.items() if recipe != last}
-    best = min(seen, key=lambda recipe: (seen[recipe].ci95[1], seen[recipe].drop))
+    best = min(seen, key=lambda recipe: (_noise(seen[recipe]), seen[recipe].drop))
     for recipe, quality in seen.items():
         if recipe != best:
             reasons[recipe] = _comparison(quality, seen[best], best)
     return reasons
 
 
+def _noise(quality: Quality) -> float:
+    """Noise-to-signal power at the worst output: it tells variants apart long before the first class flips."""
+    return max((value for name, value in quality.details if name.startswith("nsr")), default=quality.drop)
+
+
 def _comparison(quality: Quality, better: Quality, best: Recipe) -> str:
     settings = ", ".join(f"{name}={value}" for name, value in best.steps[-1].settings if name in SAME_KERNELS)
     return (
-        f"not timed: on {quality.samples} calibration samples {quality.metric} drops by {quality.drop:.4g}, "
-        f"with {settings} and the same kernels by {better.drop:.4g}"
+        f"not timed: nsr {_noise(quality):.3g} on {quality.samples} calibration samples, "
+        f"{_noise(better):.3g} with {settings} and the same kernels"
     )
 
 

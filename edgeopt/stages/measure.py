@@ -28,6 +28,7 @@ _MOST_ROUNDS = 200
 _SLOW_ROUNDS = 4
 _CLOSE_ENOUGH = 0.01
 _ALONE_S = 0.5
+_PATIENCE = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +43,12 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How long to measure: until the interval is narrow, at most ``longest_s``."""
+    """How long to measure: until the interval is narrow, at most ``longest_s`` where nothing hangs on it."""
 
     longest_s: float = 6.0
     seed: int = 0
+    bar: float | None = None
+    """A speedup to decide about: a candidate above it whose interval still reaches below gets up to three times as long."""
 
 
 def compare(
@@ -100,7 +103,7 @@ def _warm_up(runner: Runner, clock: Callable[[], float]) -> float:
 
 def _enough(ratios: Sequence[float], spent_s: float, effort: Effort) -> bool:
     if spent_s >= effort.longest_s and len(ratios) >= _SLOW_ROUNDS:
-        return True
+        return spent_s >= _PATIENCE * effort.longest_s or not _is_undecided(_speedup(ratios, effort.seed), effort.bar)
     if len(ratios) < _FEWEST_ROUNDS:
         return False
     if len(ratios) >= _MOST_ROUNDS:
@@ -109,6 +112,10 @@ def _enough(ratios: Sequence[float], spent_s: float, effort: Effort) -> bool:
         return False
     interval = _speedup(ratios, effort.seed)
     return interval.high - interval.low < _CLOSE_ENOUGH * interval.value
+
+
+def _is_undecided(speedup: Interval, bar: float | None) -> bool:
+    return bar is not None and speedup.low <= bar < speedup.value
 
 
 def _speedup(ratios: Sequence[float], seed: int) -> Interval:

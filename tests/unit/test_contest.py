@@ -44,7 +44,7 @@ def test_least_wrong_variant_stays_and_the_others_hear_why_not() -> None:
     lost = contest.losers(family, ScriptedRehearsal({"mse": 0.02, "min_max": 0.01, "entropy": 0.5}))
     assert set(lost) == {family[0], family[2]}
     assert "method=min_max" in lost[family[0]]
-    assert "0.02" in lost[family[0]]
+    assert "nsr 0.02" in lost[family[0]]
 
 
 def test_variant_that_cannot_be_made_loses_with_its_own_reason() -> None:

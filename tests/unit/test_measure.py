@@ -17,16 +17,14 @@ from edgeopt.stages.runners import Runner
 class ScriptedRunner:
     """Takes as long as it is told, on a clock that both runners share."""
 
-    def __init__(self, seconds: float, clock: list[float], drift: float = 0.0, spread: float = 0.02) -> None:
-        self.seconds, self.clock, self.drift, self.spread = seconds, clock, drift, spread
+    def __init__(self, seconds: float, clock: list[float], drift: float = 0.0) -> None:
+        self.seconds, self.clock, self.drift = seconds, clock, drift
         self.random = np.random.default_rng(int(seconds * 1e6))
 
     def durations_s(self, count: int) -> list[float]:
         taken = []
         for _ in range(count):
-            once = (
-                self.seconds * (1 + self.drift * self.clock[0]) * self.random.uniform(1 - self.spread, 1 + self.spread)
-            )
+            once = self.seconds * (1 + self.drift * self.clock[0]) * self.random.uniform(0.98, 1.02)
             self.clock[0] += once
             taken.append(once)
         return taken
@@ -57,15 +55,17 @@ def test_quiet_machine_ends_early() -> None:
     assert _compare(0.001, 0.001).rounds < 200
 
 
-def test_undecided_speedup_gets_more_time_and_a_decided_one_does_not() -> None:
-    def rounds(bar: float | None) -> int:
-        clock = [0.0]
-        runners = [ScriptedRunner(seconds, clock, spread=0.3) for seconds in (0.011, 0.010)]
-        effort = Effort(longest_s=2.0, bar=bar)
-        return measure.compare(*runners, effort, clock=lambda: clock[0], sleep=lambda seconds: None).rounds
-
-    assert rounds(1.02) > 1.5 * rounds(None)
-    assert rounds(2.0) == rounds(None)
+@pytest.mark.parametrize(
+    ("ratios", "spent_s", "enough"),
+    [
+        ([0.95, 1.05, 1.15, 1.0, 1.1, 1.06] * 2, 3.0, False),  # above the bar, its interval not yet
+        ([0.95, 1.05, 1.15, 1.0, 1.1, 1.06] * 2, 6.1, True),  # patience ends
+        ([0.7, 0.8, 0.9, 0.75] * 3, 2.1, True),  # lost: nothing hangs on it
+        ([1.5, 1.6, 1.7, 1.55] * 3, 2.1, True),  # won
+    ],
+)
+def test_only_a_close_race_gets_more_time(ratios, spent_s, enough) -> None:
+    assert measure._enough(ratios, spent_s, Effort(longest_s=2.0, bar=1.02)) is enough
 
 
 def _artifact(path: str) -> Artifact:

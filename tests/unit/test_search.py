@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from edgeopt import records
+from edgeopt.errors import PassFailed
+from edgeopt.records import Recipe, Step
+from edgeopt.stages.cache import CandidateCache
+from edgeopt.stages.search import Search
+
+RECIPES = [Recipe(steps=(Step.of(f"pass{number}"),)) for number in range(4)]
+
+
+class FailingPass:
+    """Every application takes a while on the clock and fails."""
+
+    def __init__(self, clock: list[float], seconds: float) -> None:
+        self.clock, self.seconds, self.applied = clock, seconds, 0
+
+    def apply(self, model, settings, evidence):
+        self.applied += 1
+        self.clock[0] += self.seconds
+        raise PassFailed("no pattern matched")
+
+
+def _search(tmp_path, *, seconds: float = 1.0, budget_s: float = 100.0):
+    clock, events = [0.0], []
+    failing = FailingPass(clock, seconds)
+    bench = SimpleNamespace(
+        model=None,
+        made={},
+        passes={step.technique: failing for recipe in RECIPES for step in recipe.steps},
+        evidence=None,
+        emit=events.append,
+        goal=records.Goal(),
+    )
+    search = Search(bench, CandidateCache(tmp_path, {}), records.Search(budget_s=budget_s), clock=lambda: clock[0])
+    return search, failing, events
+
+
+def test_every_recipe_is_tried_and_told_in_order(tmp_path) -> None:
+    search, failing, events = _search(tmp_path)
+    trials = search.run(RECIPES)
+    assert [trial.recipe for trial in trials] == RECIPES
+    assert {trial.refused for trial in trials} == {"pass-failed: no pattern matched"}
+    assert failing.applied == len(RECIPES)
+    told = [event.fields["trial"] for event in events if event.kind == "progress"]
+    assert told == [1, 2, 3, 4]
+
+
+def test_budget_ends_the_search_but_never_the_first_trial(tmp_path) -> None:
+    search, failing, _ = _search(tmp_path, seconds=60.0, budget_s=50.0)
+    trials = search.run(RECIPES)
+    assert failing.applied == 1
+    assert "the budget of 50 s was used up" in str(trials[1].refused)
+
+
+def test_what_the_budget_cut_off_is_tried_in_the_next_run(tmp_path) -> None:
+    _search(tmp_path, seconds=60.0, budget_s=50.0)[0].run(RECIPES)
+    search, failing, events = _search(tmp_path)
+    search.run(RECIPES)
+    assert failing.applied == len(RECIPES) - 1
+    assert [event.fields["result"] for event in events if event.kind == "cache"] == ["hit", "miss", "miss", "miss"]

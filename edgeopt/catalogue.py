@@ -16,6 +16,7 @@ PASSES: dict[str, tuple[str, str]] = {
     "fold_batch_norm": ("edgeopt.passes.fold_batch_norm", "FoldBatchNorm"),
     "fuse_transformer": ("edgeopt.passes.fuse_transformer", "FuseTransformer"),
     "cast_fp16": ("edgeopt.passes.cast_fp16", "CastFp16"),
+    "equalize_layers": ("edgeopt.passes.equalize_layers", "EqualizeLayers"),
     "migrate_outliers": ("edgeopt.passes.migrate_outliers", "MigrateOutliers"),
     "quantize_dynamic": ("edgeopt.passes.quantize_dynamic", "QuantizeDynamic"),
     "quantize_static": ("edgeopt.passes.quantize_static", "QuantizeStatic"),

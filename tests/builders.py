@@ -113,6 +113,24 @@ def conv_net(*, opset: int = 17, constants: bool = False, seed: int = 0) -> ir.M
     return net.build({"image": ["N", 3, 16, 16]}, {"logits": ["N", 5]})
 
 
+def relu_chain(*, seed: int = 10) -> ir.Model:
+    """Layers in a row with uneven channels: plain, depthwise and grouped convolutions, pooling and a Gemm."""
+    net = Net(seed=seed)
+
+    def uneven(*shape: int) -> str:
+        spread = np.exp(net.random.uniform(-3, 3, shape[0])).reshape(-1, *[1] * (len(shape) - 1))
+        return net.const((net.random.standard_normal(shape) * 0.3 * spread).astype(np.float32))
+
+    first = net.op("Relu", net.op("Conv", "image", uneven(8, 3, 3, 3), net.weight(8), pads=[1, 1, 1, 1]))
+    deep = net.op("Conv", first, uneven(8, 1, 3, 3), net.weight(8), group=8, pads=[1, 1, 1, 1])
+    deep = net.op("MaxPool", net.op("LeakyRelu", deep, alpha=0.1), kernel_shape=[2, 2], strides=[2, 2])
+    paired = net.op("Conv", deep, uneven(8, 4, 1, 1), group=2)
+    bounded = net.op("Clip", paired, net.const(np.float32(0.0)), net.const(np.float32(6.0)))
+    last = net.op("Relu", net.op("Conv", bounded, net.weight(8, 8, 1, 1), net.weight(8)))
+    net.op("Gemm", net.op("Flatten", net.op("GlobalAveragePool", last)), net.weight(5, 8), output="logits", transB=1)
+    return net.build({"image": ["N", 3, 8, 8]}, {"logits": ["N", 5]})
+
+
 def depthwise_residual(*, opset: int = 17, seed: int = 1) -> ir.Model:
     """An inverted bottleneck: expand, depthwise, project, each with batch norm, Clip to 6, and the skip connection."""
     net = Net(opset=opset, seed=seed)

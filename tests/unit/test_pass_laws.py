@@ -60,6 +60,8 @@ LAWS = (
     Law("cast_fp16", {"mode": "full"}, tuple(name for name in MODELS if name != "loop"), 1e-5),
     Law("quantize_dynamic", {}, tuple(name for name in MODELS if name not in CONVOLUTIONS), 2e-2),
     Law("quantize_static", {}, tuple(name for name in MODELS if name not in ("loop", "old_softmax")), 2e-2),
+    Law("equalize_layers", {}, ("relu_chain",), LOSSLESS),
+    Law("equalize_layers", {"bounds": True}, ("relu_chain",), LOSSLESS),
     Law(
         "migrate_outliers",
         {"min_gain": 1.0},
@@ -68,7 +70,9 @@ LAWS = (
     ),
     Law("quantize_weights", {}, ("bert_block",), 1e-3),
     Law("quantize_weights", {"bits": 6, "levels": "palette", "small": 0.0}, ("bert_block",), 1e-2),
-    Law("quantize_weights", {"bits": 5, "levels": "affine", "block": 16, "compensation": "gptq"}, ("bert_block",), 1e-2),
+    Law(
+        "quantize_weights", {"bits": 5, "levels": "affine", "block": 16, "compensation": "gptq"}, ("bert_block",), 1e-2
+    ),
     Law("quantize_weights", {"bits": 4, "form": "kernel", "block": 16, "compensation": "gptq"}, ("bert_block",), 3e-2),
 )
 CASES = [pytest.param(law, name, id=f"{law}-{name}") for law in LAWS for name in law.works_on]

@@ -29,16 +29,18 @@ GPTQ: dict[str, Any] = {"compensation": "gptq"}
 SETTINGS: list[dict[str, Any]] = [
     {"bits": 8},
     {"bits": 8, **GPTQ},
-    *({"bits": bits, "levels": "palette"} for bits in (6, 5, 4, 3)),
+    {"bits": 6, "levels": "palette"},
     *({"bits": bits, "levels": "palette", **GPTQ} for bits in (6, 5, 4, 3, 2)),
+    *({"bits": 3, "levels": "palette", "mean_bits": bits, **GPTQ} for bits in (5.0, 4.5, 4.0)),
+    {"bits": 4, "levels": "palette"},
     {"bits": 4, "block": 32},
     {"bits": 4, "block": 32, **GPTQ},
     {"bits": 4, "block": 32, "levels": "affine"},
-    {"bits": 4, "block": 32, "levels": "affine", **GPTQ},
-    {"bits": 4, **GPTQ},
-    {"bits": 3, "block": 32, **GPTQ},
     {"bits": 2, "levels": "ternary", "block": 32, **GPTQ},
-    *({"bits": 2, "levels": "palette", "noise": noise, **GPTQ} for noise in (1e-3, 3e-3, 1e-2)),
+    {"bits": 8, "form": "kernel", "accuracy_level": 4},
+    {"bits": 4, "form": "kernel", **GPTQ},
+    {"bits": 4, "form": "kernel", "accuracy_level": 4, **GPTQ},
+    {"bits": 8, "form": "portable"},
 ]
 _BLOCKS, _RUNS = 6, 4
 

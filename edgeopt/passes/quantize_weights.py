@@ -15,6 +15,7 @@ Settings (all optional):
 - ``compensation`` none | gptq, see ``calibrate.compensate``; needs calibration samples
 - ``small``        share of all weights, smallest tensors first, that stay in 8 bits: they are cheap and often the most sensitive
 - ``noise``        largest noise-to-signal power of a layer's output (of the weight itself without samples): a weight that misses it gets more bits
+- ``mean_bits``    bits a weight on average, spent where the outputs need them (see ``calibrate.allocation``) from ``bits`` up; 0: all the same
 - ``form``         unpacked | kernel (MatMul and Gemm as com.microsoft MatMulNBits: 2, 4 or 8 bits, integer levels, a block of 16 to 256, 0: 32) |
                    portable (Conv, MatMul and Gemm behind DequantizeLinear: int8 by channel, or int4 by block at opset 21)
 - ``accuracy_level`` of MatMulNBits: 0 (float) or 4 (int8 activations)
@@ -23,16 +24,19 @@ Settings (all optional):
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.calibrate import codebook, compensate, gram, packing
+from edgeopt.calibrate import allocation, codebook, compensate, gram, packing
 from edgeopt.calibrate.codebook import Codes, Grid, Rows
+from edgeopt.calibrate.collect import fingerprint
 from edgeopt.calibrate.gram import Gram
 from edgeopt.calibrate.scheme import read_names, read_settings
+from edgeopt.calibrate.weight_scheme import WIDTHS, WeightScheme
 from edgeopt.errors import PassFailed
 from edgeopt.graph import compact, edit, nbits, portable, quantizable
 from edgeopt.graph.compact import Weight
@@ -47,70 +51,10 @@ if TYPE_CHECKING:
 
     from edgeopt.protocols import Model
 
-WIDTHS = (2, 3, 4, 5, 6, 8)
-LEVELS = ("integer", "affine", "palette", "ternary")
-COMPENSATIONS = ("none", "gptq")
-FORMS = ("unpacked", "kernel", "portable")
 _BYTE = 8
-_KERNEL_BLOCK = 32
+_MEASURED_BITS = 4
 _LEAST_BYTES = 1024
 """A weight below this many bytes of codes stays in 8 bits: unpacking it takes more nodes than it saves."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightScheme:
-    """The settings, checked."""
-
-    bits: int = 8
-    levels: str = "integer"
-    block: int = 0
-    table_bits: int = 0
-    compensation: str = "none"
-    small: float = 0.05
-    noise: float = 0.0
-    form: str = "unpacked"
-    accuracy_level: int = 0
-    skip: str = "[]"
-
-    @property
-    def kernel_block(self) -> int:
-        return self.block or _KERNEL_BLOCK
-
-    def check(self) -> None:
-        """Raises :class:`~edgeopt.errors.PassFailed` for what has no representation."""
-        if self.bits not in WIDTHS or self.table_bits not in (0, *WIDTHS):
-            raise PassFailed(
-                f"weights in {self.bits} bits, tables in {self.table_bits} have no representation",
-                hint=f"Use one of {', '.join(map(str, WIDTHS))} bits.",
-            )
-        for name, value, known in (
-            ("levels", self.levels, LEVELS),
-            ("compensation", self.compensation, COMPENSATIONS),
-            ("form", self.form, FORMS),
-        ):
-            if value not in known:
-                raise PassFailed(f"{name} is {value!r}", hint=f"Use one of {', '.join(known)}.")
-        if self.form == "kernel":
-            self._check_kernel()
-        if self.form == "portable" and (self.bits not in portable.BITS or self.levels != "integer"):
-            raise PassFailed(
-                f"DequantizeLinear has no {self.bits}-bit {self.levels} levels",
-                hint="Use integer levels of 4 or 8 bits.",
-            )
-        if self.block < 0 or self.noise < 0 or not 0 <= self.small <= 1:
-            raise PassFailed(
-                f"block {self.block}, noise {self.noise:g} or small {self.small:g} is out of its range",
-                hint="Give a block and a noise of 0 or more and a small between 0 and 1.",
-            )
-
-    def _check_kernel(self) -> None:
-        known = self.bits in nbits.BITS and self.kernel_block in nbits.BLOCKS
-        if not known or self.levels != "integer" or self.accuracy_level not in nbits.ACCURACY_LEVELS:
-            raise PassFailed(
-                f"MatMulNBits has no {self.bits}-bit {self.levels} levels in blocks of {self.kernel_block} "
-                f"at accuracy level {self.accuracy_level}",
-                hint="Use integer levels of 2, 4 or 8 bits, a block of 16, 32, 64, 128 or 256, and accuracy level 0 or 4.",
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +65,15 @@ class _Plan:
     whole: frozenset[str]
     """Names of the weights that stay in 8 bits."""
     grams: dict[str, Gram] = field(default_factory=dict)
+    allocated: dict[str, int] = field(default_factory=dict)
+    """The least bits of single weights, where they are not all the same."""
 
     def widths(self, weight: Weight) -> list[int]:
         """The bits to try, fewest first; the last is a byte."""
         if weight.name in self.whole:
             return [_BYTE]
         least = self.scheme.table_bits if weight.is_table and self.scheme.table_bits else self.scheme.bits
-        return [bits for bits in WIDTHS if bits >= least]
+        return [bits for bits in WIDTHS if bits >= self.allocated.get(weight.name, least)]
 
 
 class QuantizeWeights:
@@ -162,7 +108,9 @@ class QuantizeWeights:
         grams: dict[str, Gram] = {}
         if scheme.compensation == "gptq":
             grams = gram.collect(model, quantizable.layers(model.graph), evidence)
-        plan = _Plan(scheme, _small(found, scheme), grams)
+        whole = _small(found, scheme)
+        spent = _allocated(model, [weight for weight in found if weight.name not in whole], scheme, evidence)
+        plan = _Plan(scheme, whole, grams, spent)
         if scheme.form == "kernel":
             found = _write_kernels(packed, found, plan)
         if scheme.form == "portable":
@@ -191,6 +139,39 @@ def _small(found: list[Weight], scheme: WeightScheme) -> frozenset[str]:
         if left >= 0 or weight.size * scheme.bits < _LEAST_BYTES * 8:
             names.append(weight.name)
     return frozenset(names)
+
+
+def _allocated(model: Model, found: list[Weight], scheme: WeightScheme, evidence: Evidence) -> dict[str, int]:
+    """Bits for each of the weights; empty where all get the same."""
+    if not scheme.mean_bits or not found:
+        return {}
+    sizes = {weight.name: weight.size for weight in found}
+    groups = allocation.groups(list(sizes))
+    others = {weight.name for weight in compact.weights(model.graph)}
+    key = f"{QuantizeWeights.name}.damages:{fingerprint(model)}:{groups}:{scheme.levels}:{scheme.block}"
+
+    def packed(group: tuple[str, ...]) -> Model:
+        skip = json.dumps(sorted(others - set(group)))
+        settings: Settings = {
+            "bits": _MEASURED_BITS,
+            "levels": scheme.levels,
+            "block": scheme.block,
+            "small": 0.0,
+            "skip": skip,
+        }
+        return QuantizeWeights().apply(model, settings, evidence)
+
+    damage = evidence.memo.get(key)
+    if not isinstance(damage, list):
+        damage = evidence.memo[key] = allocation.damages(model, groups, packed, evidence)
+    bits = allocation.allocate(
+        damage,
+        [sum(sizes[name] for name in group) for group in groups],
+        [width for width in WIDTHS if width >= scheme.bits],
+        measured_bits=_MEASURED_BITS,
+        mean_bits=scheme.mean_bits,
+    )
+    return {name: width for group, width in zip(groups, bits, strict=True) for name in group}
 
 
 def _write_kernels(model: ir.Model, found: list[Weight], plan: _Plan) -> list[Weight]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from edgeopt.protocols import Pass
 from edgeopt.records import Policy, Recipe, Scalar, Signature, Step, Target, Techniques, Trial
@@ -68,8 +69,11 @@ def _weight_steps(signature: Signature, objective: str) -> Iterator[Step]:
     if objective == "size":
         yield Step.of("quantize_weights", bits=8)
         yield Step.of("quantize_weights", bits=8, compensation="gptq")
-        for bits in (6, 5, 4, 3):
-            yield Step.of("quantize_weights", bits=bits, levels="palette", compensation="gptq")
+        palette = partial(Step.of, "quantize_weights", levels="palette", compensation="gptq")
+        for bits in (6, 5, 4):
+            yield palette(bits=bits)
+        for mean_bits in (4.5, 5.0, 3.5):
+            yield palette(bits=3, mean_bits=mean_bits)
     elif signature.count("MatMul") and not signature.count("Conv", "ConvTranspose"):
         yield Step.of("quantize_weights", bits=8, form="kernel", accuracy_level=4)
         yield Step.of("quantize_weights", bits=4, form="kernel", accuracy_level=4, compensation="gptq", table_bits=8)

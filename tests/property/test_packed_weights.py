@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.calibrate import codebook, compensate, gram, packing
-from edgeopt.graph import quantizable
+from edgeopt.calibrate import allocation, codebook, compensate, gram, packing
+from edgeopt.graph import compact, quantizable
 
 LEVELS = (2, 3, 4, 8, 16, 32, 64, 128, 256)
 
@@ -192,3 +192,51 @@ def test_moments_beyond_the_limit_take_several_rounds_and_come_out_the_same(monk
     assert list(at_once) == list(in_rounds)
     for name, moments in at_once.items():
         assert in_rounds[name] == pytest.approx(moments, rel=1e-5)
+
+
+@given(
+    damage=st.lists(st.floats(0, 10), min_size=1, max_size=8),
+    seed=st.integers(0, 99),
+    mean=st.sampled_from((2.0, 3.0, 4.25, 6.0, 8.0)),
+)
+def test_allocated_bits_keep_the_budget_and_waste_no_step_that_fits(
+    damage: list[float], seed: int, mean: float
+) -> None:
+    widths = (2, 3, 4, 5, 6, 8)
+    sizes = np.random.default_rng(seed).integers(1, 1000, len(damage)).tolist()
+    bits = allocation.allocate(damage, sizes, widths, measured_bits=4, mean_bits=mean)
+    left = mean * sum(sizes) - sum(width * size for width, size in zip(bits, sizes, strict=True))
+    assert left >= 0
+    for width, size in zip(bits, sizes, strict=True):
+        assert width == widths[-1] or size * (widths[widths.index(width) + 1] - width) > left
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=2, max_size=4), seed=st.integers(0, 99))
+def test_more_damage_never_means_fewer_bits_at_the_same_size(sizes: list[int], seed: int) -> None:
+    damage = np.sort(np.random.default_rng(seed).uniform(0.1, 10, len(sizes)) ** 3)
+    bits = allocation.allocate(damage.tolist(), [7] * len(sizes), (2, 3, 4, 5, 6, 8), measured_bits=4, mean_bits=4.5)
+    assert bits == sorted(bits)
+
+
+def test_damage_is_that_of_the_packed_group_alone() -> None:
+    model = builders.bert_block(width=64)
+    evidence = builders.FakeEvidence(model)
+    names = [weight.name for weight in compact.weights(model.graph)]
+    changed = []
+
+    def packed(group: tuple[str, ...]) -> ir.Model:
+        changed.append(group)
+        return builders.bert_block(width=64, seed=5) if group == (names[1],) else model
+
+    found = allocation.damages(model, [(names[0],), (names[1],)], packed, evidence)
+    assert changed == [(names[0],), (names[1],)]
+    assert found[0] == 0.0
+    assert found[1] > 0.1
+
+
+@given(count=st.integers(0, 200))
+def test_groups_hold_every_name_once_and_in_order(count: int) -> None:
+    names = [str(number) for number in range(count)]
+    found = allocation.groups(names)
+    assert [name for group in found for name in group] == names
+    assert len(found) == min(count, allocation.MOST_GROUPS)

@@ -73,6 +73,7 @@ LAWS = (
     Law(
         "quantize_weights", {"bits": 5, "levels": "affine", "block": 16, "compensation": "gptq"}, ("bert_block",), 1e-2
     ),
+    Law("quantize_weights", {"bits": 3, "levels": "palette", "mean_bits": 5.0, "small": 0.0}, ("bert_block",), 2e-2),
     Law("quantize_weights", {"bits": 4, "form": "kernel", "block": 16, "compensation": "gptq"}, ("bert_block",), 3e-2),
 )
 CASES = [pytest.param(law, name, id=f"{law}-{name}") for law in LAWS for name in law.works_on]

@@ -173,6 +173,18 @@ def test_noisy_weight_gets_more_bits_until_it_is_quiet_enough() -> None:
     assert noise(model, pack(model, bits=2, levels="palette", small=0.0, noise=3e-3)) < 2e-2
 
 
+def test_bits_go_where_the_outputs_need_them() -> None:
+    net = builders.Net(seed=6)
+    loud = net.op("MatMul", "rows", net.weight(64, 64, scale=1.0))
+    quiet = net.op("MatMul", net.op("Tanh", "rows"), net.weight(64, 64, scale=0.01))
+    net.op("Add", loud, quiet, output="out")
+    model = net.build({"rows": ["N", 64]}, {"out": ["N", 64]})
+    even = pack(model, bits=4, levels="palette", small=0.0)
+    uneven = pack(model, bits=2, mean_bits=4.0, levels="palette", small=0.0)
+    assert tensors.parameter_bytes(uneven) <= tensors.parameter_bytes(even) + 2500
+    assert noise(model, uneven) < noise(model, even) / 2
+
+
 def test_skipped_weights_stay_float_whether_named_by_node_or_weight() -> None:
     model = matrices()
     first, second, third = compact.weights(model.graph)
@@ -244,6 +256,7 @@ def test_weights_in_constant_nodes_are_packed_too() -> None:
         ({"bits": 4, "form": "kernel", "block": 48}, "blocks of 48"),
         ({"bits": 4, "form": "kernel", "accuracy_level": 2}, "accuracy level 2"),
         ({"bits": 6, "form": "portable"}, "6-bit integer"),
+        ({"bits": 4, "mean_bits": 3.0}, "mean_bits 3 is below 4"),
         ({"form": "zip"}, "form is 'zip'"),
         ({"depth": 3}, "no setting 'depth'"),
     ],

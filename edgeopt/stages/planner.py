@@ -72,7 +72,7 @@ def _weight_steps(signature: Signature, objective: str) -> Iterator[Step]:
         palette = partial(Step.of, "quantize_weights", levels="palette", compensation="gptq")
         for bits in (6, 5, 4):
             yield palette(bits=bits)
-        for mean_bits in (4.5, 5.0, 3.5):
+        for mean_bits in (5.5, 4.5, 5.0):
             yield palette(bits=3, mean_bits=mean_bits)
     elif signature.count("MatMul") and not signature.count("Conv", "ConvTranspose"):
         yield Step.of("quantize_weights", bits=8, form="kernel", accuracy_level=4)

@@ -18,6 +18,7 @@ PASSES: dict[str, tuple[str, str]] = {
     "cast_fp16": ("edgeopt.passes.cast_fp16", "CastFp16"),
     "equalize_layers": ("edgeopt.passes.equalize_layers", "EqualizeLayers"),
     "migrate_outliers": ("edgeopt.passes.migrate_outliers", "MigrateOutliers"),
+    "round_weights": ("edgeopt.passes.round_weights", "RoundWeights"),
     "quantize_dynamic": ("edgeopt.passes.quantize_dynamic", "QuantizeDynamic"),
     "quantize_static": ("edgeopt.passes.quantize_static", "QuantizeStatic"),
     "quantize_weights": ("edgeopt.passes.quantize_weights", "QuantizeWeights"),

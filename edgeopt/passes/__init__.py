@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgeopt.passes.quantize_dynamic import QuantizeDynamic as QuantizeDynamic
     from edgeopt.passes.quantize_static import QuantizeStatic as QuantizeStatic
     from edgeopt.passes.quantize_weights import QuantizeWeights as QuantizeWeights
+    from edgeopt.passes.round_weights import RoundWeights as RoundWeights
     from edgeopt.passes.tidy import Tidy as Tidy
 
 _HOMES = {
@@ -28,6 +29,7 @@ _HOMES = {
     "QuantizeDynamic": "quantize_dynamic",
     "QuantizeStatic": "quantize_static",
     "QuantizeWeights": "quantize_weights",
+    "RoundWeights": "round_weights",
     "Tidy": "tidy",
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "QuantizeDynamic",
     "QuantizeStatic",
     "QuantizeWeights",
+    "RoundWeights",
     "Tidy",
 ]
 

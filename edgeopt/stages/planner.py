@@ -50,14 +50,14 @@ def _wishes(signature: Signature, target: Target, policy: Policy, *, folds: bool
     fused = (*clean, Step.of("fuse_transformer"))
     yield Recipe(steps=clean)
     yield Recipe(steps=fused)
+    for step in _migrated_steps(signature, target):
+        yield Recipe(steps=(*clean, Step.of("migrate_outliers"), step))
     if policy.goal.objective != "latency":
         yield Recipe(steps=(*clean, Step.of("cast_fp16", mode="weights")))
     for step in _weight_steps(signature, policy.goal.objective):
         yield Recipe(steps=(*clean, step))
     if _FP16_ARITHMETIC & set(target.features):
         yield Recipe(steps=(*clean, Step.of("cast_fp16", mode="full")))
-    for step in _migrated_steps(signature, target):
-        yield Recipe(steps=(*clean, Step.of("migrate_outliers"), step))
     for step in _integer_steps(signature, target):
         yield Recipe(steps=(*clean, step))
         if step.technique == "quantize_dynamic":

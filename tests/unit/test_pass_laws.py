@@ -60,6 +60,12 @@ LAWS = (
     Law("cast_fp16", {"mode": "full"}, tuple(name for name in MODELS if name != "loop"), 1e-5),
     Law("quantize_dynamic", {}, tuple(name for name in MODELS if name not in CONVOLUTIONS), 2e-2),
     Law("quantize_static", {}, tuple(name for name in MODELS if name not in ("loop", "old_softmax")), 2e-2),
+    Law(
+        "round_weights",
+        {},
+        tuple(name for name in MODELS if name not in ("branches", "loop", "shared_initializers")),
+        2e-3,
+    ),
     Law("equalize_layers", {}, ("relu_chain",), LOSSLESS),
     Law("equalize_layers", {"bounds": True}, ("relu_chain",), LOSSLESS),
     Law(

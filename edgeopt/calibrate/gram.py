@@ -9,6 +9,8 @@ more than ``MOST_BYTES`` together are observed in several rounds over the data, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -24,16 +26,42 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Gram = NDArray[np.float32]
+"""``X^T X``: (inputs, inputs)."""
 Kind = TypeVar("Kind", bound=np.generic)
 
 MOST_BYTES = 256 << 20
 ROWS_PER_SAMPLE = 256
 _WIDEST = 6144
 """Inputs of one output above which no matrix is made: factoring it would take minutes."""
+MOST_SAMPLES = 64
+"""Samples that are read at most: more move the result less than its own noise, and each costs an inference."""
+_DAMPING = 0.01
+"""Share of the mean diagonal added to the diagonal, as in the GPTQ paper: few samples leave the matrix singular."""
 _GOLDEN = 0.6180339887498949
 
 
-def collect(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> dict[str, Gram]:
+@dataclass(slots=True)
+class Moments:
+    """A layer's second moments, and what compensation needs of them: worked out once for all recipes."""
+
+    matrix: Gram
+    _factored: tuple[NDArray[np.intp], NDArray[np.float32]] | None = None
+
+    def factored(self) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        """The inputs by falling power, and the upper Cholesky factor of the damped inverse in that order."""
+        if self._factored is None:
+            order = np.argsort(-np.diag(self.matrix), kind="stable")
+            matrix = self.matrix[np.ix_(order, order)].astype(np.float64)
+            mean = float(np.trace(matrix)) / len(matrix)
+            matrix[np.diag_indices_from(matrix)] += _DAMPING * mean if mean > 0 else 1.0
+            inverse = np.linalg.inv(matrix)
+            # Rounding leaves the inverse a trace unsymmetric, which the factorisation would not notice.
+            upper = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+            self._factored = order, upper
+        return self._factored
+
+
+def collect(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> dict[str, Moments]:
     """The matrices by name of the weight; grouped convolutions and very wide layers have none.
 
     A weight that two layers read gets the sum. Raises :class:`~edgeopt.errors.PassFailed` without samples, or where a tensor is not finite.
@@ -45,13 +73,13 @@ def collect(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> dic
     remembered = evidence.memo.get(key)
     if isinstance(remembered, dict):
         return remembered
-    grams: dict[str, Gram] = {}
+    moments: dict[str, Moments] = {}
     for group in _rounds(wanted):
-        for name, gram in _observe(model, group, evidence).items():
-            grams[name] = grams[name] + gram if name in grams else gram
-    if sum(gram.nbytes for gram in grams.values()) <= MOST_BYTES:
-        evidence.memo[key] = grams
-    return grams
+        for name, seen in _observe(model, group, evidence).items():
+            moments[name] = Moments(moments[name].matrix + seen.matrix) if name in moments else seen
+    if sum(each.matrix.nbytes for each in {id(each): each for each in moments.values()}.values()) <= MOST_BYTES:
+        evidence.memo[key] = moments
+    return moments
 
 
 def patches(data: NDArray[np.float32], layer: Layer) -> NDArray[np.float32]:
@@ -77,10 +105,10 @@ def patches(data: NDArray[np.float32], layer: Layer) -> NDArray[np.float32]:
     return vectors
 
 
-def _observe(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> dict[str, Gram]:
+def _observe(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> dict[str, Moments]:
     names = list(dict.fromkeys(str(layer.data.name) for layer in layers))
     shared: dict[tuple[str, str], Gram] = {}
-    for arrays in evidence.observe(model, names):
+    for arrays in islice(evidence.observe(model, names), MOST_SAMPLES):
         seen: set[tuple[str, str]] = set()
         for layer in layers:
             key = _kind(layer)
@@ -94,11 +122,13 @@ def _observe(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> di
                     f"tensor {key[0]!r} is not finite in a calibration sample", hint="Check the calibration data."
                 )
             shared[key] = shared[key] + moment if key in shared else moment
-    grams: dict[str, Gram] = {}
+    # Layers with the same input share one object, and with it the factor.
+    moments = {key: Moments(gram) for key, gram in shared.items()}
+    found: dict[str, Moments] = {}
     for layer in layers:
-        name, gram = str(layer.weight.name), shared[_kind(layer)]
-        grams[name] = grams[name] + gram if name in grams else gram
-    return grams
+        name, own = str(layer.weight.name), moments[_kind(layer)]
+        found[name] = Moments(found[name].matrix + own.matrix) if name in found else own
+    return found
 
 
 def _kind(layer: Layer) -> tuple[str, str]:

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from edgeopt.calibrate import allocation, codebook, compensate, gram, packing
 from edgeopt.calibrate.codebook import Codes, Grid, Rows
 from edgeopt.calibrate.collect import fingerprint
-from edgeopt.calibrate.gram import Gram
+from edgeopt.calibrate.gram import Moments
 from edgeopt.calibrate.scheme import read_names, read_settings
 from edgeopt.calibrate.weight_scheme import WIDTHS, WeightScheme
 from edgeopt.errors import PassFailed
@@ -64,7 +64,7 @@ class _Plan:
     scheme: WeightScheme
     whole: frozenset[str]
     """Names of the weights that stay in 8 bits."""
-    grams: dict[str, Gram] = field(default_factory=dict)
+    grams: dict[str, Moments] = field(default_factory=dict)
     allocated: dict[str, int] = field(default_factory=dict)
     """The least bits of single weights, where they are not all the same."""
 
@@ -105,7 +105,7 @@ class QuantizeWeights:
                 f"no float32 weight of {compact.LEAST_ELEMENTS} elements or more is left to pack ({len(skip)} skipped)",
                 hint="Leave this technique out for this model.",
             )
-        grams: dict[str, Gram] = {}
+        grams: dict[str, Moments] = {}
         if scheme.compensation == "gptq":
             grams = gram.collect(model, quantizable.layers(model.graph), evidence)
         whole = _small(found, scheme)
@@ -214,7 +214,7 @@ def _signed(codes: Codes, bits: int) -> NDArray[np.int8]:
     return (codes.astype(np.int16) - (1 << (bits - 1))).astype(np.int8)
 
 
-def _codes(rows: Rows, grid: Grid, moments: Gram | None) -> Codes:
+def _codes(rows: Rows, grid: Grid, moments: Moments | None) -> Codes:
     return grid.encode(rows) if moments is None else compensate.compensated(rows, moments, grid)
 
 
@@ -243,7 +243,7 @@ def _grid(weight: Weight, rows: Rows, scheme: WeightScheme, bits: int) -> Grid:
     return codebook.fit_levels(rows, codebook.integer_levels(bits), block=block)
 
 
-def _noise(rows: Rows, decoded: Rows, moments: Gram | None) -> float:
+def _noise(rows: Rows, decoded: Rows, moments: Moments | None) -> float:
     """Power of the output's error over the output's own; of the weight's where its inputs are unknown."""
     if moments is not None:
         return compensate.output_noise(rows, decoded, moments)

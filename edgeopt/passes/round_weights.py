@@ -78,7 +78,7 @@ class RoundWeights:
         names = edit.fresh_names(rounded)
         for layer in layers:
             weight = np.asarray(tensors.array(layer.weight), np.float32)
-            changed = _rounded(weight, layer.weight_axis, moments[str(layer.weight.name)], scheme)
+            changed = _rounded(weight, layer.weight_axis, moments[str(layer.weight.name)].matrix, scheme)
             _replace(rounded.graph, layer, 1, names.fresh(f"{layer.weight.name}_rounded"), changed)
             if layer.bias is not None:
                 shift = bias_correction.mean_shift(

@@ -105,7 +105,7 @@ def test_blocks_come_out_even_and_are_never_much_smaller_than_wanted(columns: in
 def test_independent_inputs_leave_nothing_to_compensate(seed: int, bits: int) -> None:
     weight = rows(seed, 6, 40)
     grid = codebook.fit_levels(weight, codebook.integer_levels(bits), block=40)
-    diagonal = np.diag(np.random.default_rng(seed).uniform(0.5, 2, 40)).astype(np.float32)
+    diagonal = gram.Moments(np.diag(np.random.default_rng(seed).uniform(0.5, 2, 40)).astype(np.float32))
     assert np.array_equal(compensate.compensated(weight, diagonal, grid), grid.encode(weight))
 
 
@@ -113,7 +113,7 @@ def test_independent_inputs_leave_nothing_to_compensate(seed: int, bits: int) ->
 def test_compensation_lowers_the_error_that_correlated_inputs_see(seed: int, bits: int, columns: int) -> None:
     random = np.random.default_rng(seed)
     inputs = random.normal(size=(600, 8)) @ random.normal(size=(8, columns)) + 0.3 * random.normal(size=(600, columns))
-    moments = (inputs.T @ inputs).astype(np.float32)
+    moments = gram.Moments((inputs.T @ inputs).astype(np.float32))
     weight = random.normal(size=(16, columns)).astype(np.float32)
     grid = codebook.fit_levels(weight, codebook.integer_levels(bits), block=columns)
     plain = compensate.output_noise(weight, grid.decode(grid.encode(weight)), moments)
@@ -126,14 +126,16 @@ def test_noise_of_an_output_is_what_the_layer_would_show() -> None:
     inputs, weight = random.normal(size=(50, 12)).astype(np.float32), rows(1, 7, 12)
     changed = weight + random.normal(size=weight.shape).astype(np.float32) * 0.1
     expected = power(inputs @ (changed - weight).T) / power(inputs @ weight.T)
-    assert compensate.output_noise(weight, changed, inputs.T @ inputs) == pytest.approx(expected, rel=1e-3)
+    assert compensate.output_noise(weight, changed, gram.Moments(inputs.T @ inputs)) == pytest.approx(
+        expected, rel=1e-3
+    )
 
 
 def test_singular_moments_are_survived() -> None:
     weight = rows(0, 4, 20)
     grid = codebook.fit_levels(weight, codebook.integer_levels(4), block=20)
     for moments in (np.zeros((20, 20), np.float32), np.ones((20, 20), np.float32)):
-        assert compensate.compensated(weight, moments, grid).shape == weight.shape
+        assert compensate.compensated(weight, gram.Moments(moments), grid).shape == weight.shape
 
 
 def linear(inputs: int = 12) -> ir.Model:
@@ -149,7 +151,7 @@ def test_streamed_moments_are_those_of_all_samples_at_once(samples: int, symbols
     evidence._samples = [builders.feeds(model, seed=seed, symbols=symbols) for seed in range(samples)]
     stacked = np.concatenate([each["rows"].reshape(-1, 12) for each in evidence.samples()])
     (moments,) = gram.collect(model, quantizable.layers(model.graph), evidence).values()
-    assert moments == pytest.approx(stacked.T @ stacked, rel=1e-4, abs=1e-4)
+    assert moments.matrix == pytest.approx(stacked.T @ stacked, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,7 @@ def test_moments_beyond_the_limit_take_several_rounds_and_come_out_the_same(monk
     assert not evidence.memo, "what is beyond the limit must not be remembered"
     assert list(at_once) == list(in_rounds)
     for name, moments in at_once.items():
-        assert in_rounds[name] == pytest.approx(moments, rel=1e-5)
+        assert in_rounds[name].matrix == pytest.approx(moments.matrix, rel=1e-5)
 
 
 @given(

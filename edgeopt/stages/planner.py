@@ -50,8 +50,8 @@ def _wishes(signature: Signature, target: Target, policy: Policy, *, folds: bool
     fused = (*clean, Step.of("fuse_transformer"))
     yield Recipe(steps=clean)
     yield Recipe(steps=fused)
-    for step in _migrated_steps(signature, target):
-        yield Recipe(steps=(*clean, Step.of("migrate_outliers"), step))
+    for steps in _repaired(signature, target):
+        yield Recipe(steps=(*clean, *steps))
     if policy.goal.objective != "latency":
         yield Recipe(steps=(*clean, Step.of("cast_fp16", mode="weights")))
     for step in _weight_steps(signature, policy.goal.objective):
@@ -92,14 +92,20 @@ _FEWEST_PRODUCTS = 4
 """Of a transformer's block: query, key, value and output. A classifier that ends in Softmax has one or two."""
 
 
-def _migrated_steps(signature: Signature, target: Target) -> Iterator[Step]:
-    """What pays behind ``migrate_outliers``: attention makes the outliers, and only products of matrices can shed them."""
-    if not signature.count("Softmax", "Attention") or signature.count("MatMul", "Gemm") < _FEWEST_PRODUCTS:
-        return
+def _repaired(signature: Signature, target: Target) -> Iterator[tuple[Step, ...]]:
+    """Int8 with what the model and the kernels make necessary repaired first; see docs/techniques for what it gains."""
     fast = bool(_FAST_INT8 & set(target.features))
-    for narrow in _ranges(fast=fast):
-        yield Step.of("quantize_dynamic", per_channel=True, reduced_range=narrow)
-    yield from _static_steps(target, _MATRIX_RANGES[:1], fast=fast)
+    # attention makes outliers, and products of matrices can shed them
+    outliers = signature.count("Softmax", "Attention") and signature.count("MatMul", "Gemm") >= _FEWEST_PRODUCTS
+    migrated = (Step.of("migrate_outliers"),) if outliers else ()
+    # seven bits lose so much that choosing the way to round pays for the seconds it takes; eight bits do not
+    rounded = () if fast else (Step.of("round_weights", reduced_range=True),)
+    narrow = not fast
+    if outliers:
+        yield (*migrated, *rounded, Step.of("quantize_dynamic", per_channel=True, reduced_range=narrow))
+    if outliers or (rounded and signature.count("Conv")):
+        static = next(_static_steps(target, _MATRIX_RANGES[:1], fast=fast))
+        yield (*migrated, *rounded, static)
 
 
 _CONVOLUTION_RANGES = (

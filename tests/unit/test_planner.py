@@ -92,10 +92,18 @@ def test_transformer_sheds_its_outliers_before_it_is_quantized_and_a_classifier_
     recipes = [[step.technique for step in recipe.steps] for recipe in _plan(encoder).recipes]
     migrated = [number for number, steps in enumerate(recipes) if "migrate_outliers" in steps]
     assert {recipes[number][-1] for number in migrated} == {"quantize_dynamic", "quantize_static"}
-    plain = [number for number, steps in enumerate(recipes) if steps[-1] == "quantize_dynamic" and number not in migrated]
+    plain = [
+        number for number, steps in enumerate(recipes) if steps[-1] == "quantize_dynamic" and number not in migrated
+    ]
     assert max(migrated) < min(plain)
     classifier = replace(CNN, operators=(("Conv", 8), ("Gemm", 1), ("Softmax", 1)))
     assert "migrate_outliers" not in _techniques(_plan(classifier))
+
+
+def test_weights_are_rounded_with_care_where_they_have_seven_bits() -> None:
+    careful = [recipe for recipe in _plan().recipes if "round_weights" in {step.technique for step in recipe.steps}]
+    assert [dict(step.settings)["reduced_range"] for recipe in careful for step in recipe.steps[-2:]] == [True, True]
+    assert "round_weights" not in _techniques(_plan(target=replace(TARGET, features=("avx512_vnni",))))
 
 
 def test_what_a_pass_refuses_is_left_out_with_its_reason() -> None:

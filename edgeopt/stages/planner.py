@@ -70,9 +70,8 @@ def _weight_steps(signature: Signature, objective: str) -> Iterator[Step]:
         yield Step.of("quantize_weights", bits=8)
         yield Step.of("quantize_weights", bits=8, compensation="gptq")
         palette = partial(Step.of, "quantize_weights", levels="palette", compensation="gptq")
-        for bits in (6, 5, 4):
-            yield palette(bits=bits)
-        for mean_bits in (5.5, 4.5, 5.0):
+        yield palette(bits=6)
+        for mean_bits in (5.0, 4.5, 5.5, 4.0):
             yield palette(bits=3, mean_bits=mean_bits)
     elif signature.count("MatMul") and not signature.count("Conv", "ConvTranspose"):
         yield Step.of("quantize_weights", bits=8, form="kernel", accuracy_level=4)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgeopt.records import Policy, Search, Signature, Target, Techniques, TensorSpec
+from edgeopt.records import Goal, Policy, Search, Signature, Target, Techniques, TensorSpec
 from edgeopt.stages import planner
 
 TARGET = Target(name="cpu", device="x", arch="x86_64", features=("avx2",), threads=2, memory_bytes=1 << 30)
@@ -104,6 +104,25 @@ def test_weights_are_rounded_with_care_where_they_have_seven_bits() -> None:
     careful = [recipe for recipe in _plan().recipes if "round_weights" in {step.technique for step in recipe.steps}]
     assert [dict(step.settings)["reduced_range"] for recipe in careful for step in recipe.steps[-2:]] == [True, True]
     assert "round_weights" not in _techniques(_plan(target=replace(TARGET, features=("avx512_vnni",))))
+
+
+def test_packed_weights_are_for_size_except_for_kernels_on_matrices() -> None:
+    def forms(signature: Signature, objective: str) -> list[object]:
+        plan = _plan(signature, policy=Policy(goal=Goal(objective=objective)))
+        steps = [recipe.steps[-1] for recipe in plan.recipes]
+        return [dict(step.settings).get("form", "unpacked") for step in steps if step.technique == "quantize_weights"]
+
+    matrices = replace(CNN, operators=(("MatMul", 12),))
+    assert set(forms(CNN, "size")) == set(forms(matrices, "size")) == {"unpacked"}
+    assert forms(CNN, "latency") == []
+    assert set(forms(matrices, "latency")) == set(forms(matrices, "memory")) == {"kernel"}
+
+
+def test_packed_weights_start_with_eight_bits() -> None:
+    plan = _plan(policy=Policy(goal=Goal(objective="size")))
+    steps = [dict(recipe.steps[-1].settings) for recipe in plan.recipes if "quantize_weights" in recipe.label]
+    assert steps[0] == {"bits": 8}
+    assert all(settings["compensation"] == "gptq" for settings in steps[1:])
 
 
 def test_what_a_pass_refuses_is_left_out_with_its_reason() -> None:

@@ -129,12 +129,14 @@ class _Writer:
 
     def migrate(self, layers: list[Layer], found: Migration) -> None:
         """Divide what ``layers`` read, multiply their weights, and put the lifted channels beside them."""
-        data = layers[0].data
+        # Not ``layer.data``: an earlier migration may have put its lifted share between the two.
+        data = layers[0].node.inputs[0]
+        assert data is not None  # noqa: S101  # every layer reads something
         if found.lifted.size:
             lifted = self._picked(data, found.lifted)
             for layer in layers:
                 self._add_beside(layer, lifted, _weight(layer)[found.lifted])
-        divided = self._divided(layers, found)
+        divided = self._divided(data, layers, found)
         rows = found.divisor.copy()
         rows[found.lifted] = 0.0
         for layer in layers:
@@ -143,9 +145,9 @@ class _Writer:
             layer.node.replace_input_with(1, self._constant(f"{layer.weight.name}_migrated", weight))
             layer.node.replace_input_with(0, divided)
 
-    def _divided(self, layers: list[Layer], found: Migration) -> ir.Value:
+    def _divided(self, data: ir.Value, layers: list[Layer], found: Migration) -> ir.Value:
         """The activation over the divisors, the lifted channels zero: in what makes it, or behind a Mul."""
-        data, factor = layers[0].data, 1.0 / found.divisor
+        factor = 1.0 / found.divisor
         factor[found.lifted] = 0.0
         readers = {layer.node for layer in layers}
         if not found.lifted.size and all(use.node in readers and use.idx == 0 for use in data.uses()):

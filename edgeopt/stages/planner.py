@@ -71,8 +71,9 @@ def _weight_steps(signature: Signature, objective: str) -> Iterator[Step]:
         yield Step.of("quantize_weights", bits=8, compensation="gptq")
         palette = partial(Step.of, "quantize_weights", levels="palette", compensation="gptq")
         yield palette(bits=6)
-        for mean_bits in (5.0, 4.5, 5.5, 4.0):
+        for mean_bits in (5.0, 4.5, 4.0, 5.5, 3.5):
             yield palette(bits=3, mean_bits=mean_bits)
+        yield palette(bits=2, mean_bits=2.75)
     elif signature.count("MatMul") and not signature.count("Conv", "ConvTranspose"):
         yield Step.of("quantize_weights", bits=8, form="kernel", accuracy_level=4)
         yield Step.of("quantize_weights", bits=4, form="kernel", accuracy_level=4, compensation="gptq", table_bits=8)

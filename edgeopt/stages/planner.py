@@ -50,12 +50,15 @@ def _wishes(signature: Signature, target: Target, policy: Policy, *, folds: bool
     fused = (*clean, Step.of("fuse_transformer"))
     yield Recipe(steps=clean)
     yield Recipe(steps=fused)
+    packed = [Recipe(steps=(*clean, step)) for step in _weight_steps(signature, policy.goal.objective)]
+    if policy.goal.objective == "size":
+        yield from packed
     for steps in _repaired(signature, target):
         yield Recipe(steps=(*clean, *steps))
     if policy.goal.objective != "latency":
         yield Recipe(steps=(*clean, Step.of("cast_fp16", mode="weights")))
-    for step in _weight_steps(signature, policy.goal.objective):
-        yield Recipe(steps=(*clean, step))
+    if policy.goal.objective != "size":
+        yield from packed
     if _FP16_ARITHMETIC & set(target.features):
         yield Recipe(steps=(*clean, Step.of("cast_fp16", mode="full")))
     for step in _integer_steps(signature, target):

@@ -47,8 +47,8 @@ class Migration:
 
     @property
     def gain(self) -> float:
-        """How many times less noise."""
-        return self.before / max(self.after, 1e-300)
+        """How many times less noise; 1 where there is none."""
+        return self.before / self.after if self.after > 0 else 1.0
 
 
 def choose(channels: Channels, weight: Floats, *, most_lifted: int = 0, alpha: float | None = None) -> Migration:

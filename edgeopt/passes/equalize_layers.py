@@ -101,10 +101,9 @@ class EqualizeLayers:
         names = edit.fresh_names(equalized)
         for pair in found:
             for clip in pair.clips:
-                _bound_channels(clip, factors[pair.first.name].outputs, names)
-        layers = {layer.name: layer for pair in found for layer in (pair.first, pair.second)}
-        for name, scaled in factors.items():
-            _write(layers[name], scaled, names)
+                _bound_channels(clip, factors[pair.first.node].outputs, names)
+        for layer in _layers(found):
+            _write(layer, factors[layer.node], names)
         edit.prune(equalized)
         return equalized
 
@@ -162,14 +161,18 @@ def _sides(layer: Layer) -> tuple[int, int, int, int]:
     return groups, shape[0] // groups, shape[1], int(np.prod(shape[2:]))
 
 
-def _balanced(pairs: list[Pair], rounds: int) -> dict[str, Scaled]:
+def _layers(pairs: list[Pair]) -> list[Layer]:
+    """Each layer once; by node, for names need not be unique."""
+    return list({layer.node: layer for pair in pairs for layer in (pair.first, pair.second)}.values())
+
+
+def _balanced(pairs: list[Pair], rounds: int) -> dict[ir.Node, Scaled]:
     """The factors of all layers after going through the pairs ``rounds`` times, or until nothing changes."""
-    layers = {layer.name: layer for pair in pairs for layer in (pair.first, pair.second)}
-    factors = {name: _unscaled(layer) for name, layer in layers.items()}
+    factors = {layer.node: _unscaled(layer) for layer in _layers(pairs)}
     for _ in range(rounds):
         changed = False
         for pair in pairs:
-            first, second = factors[pair.first.name], factors[pair.second.name]
+            first, second = factors[pair.first.node], factors[pair.second.node]
             one = np.abs(first.weight).max(axis=(2, 3)).reshape(-1)
             other = np.abs(second.weight).max(axis=(1, 3)).reshape(-1)
             step = _power_of_two(one, other)

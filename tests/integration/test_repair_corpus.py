@@ -1,0 +1,106 @@
+"""What repair gains on real models with the integer kernels of this machine; needs EDGEOPT_CORPUS."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import builders
+import numpy as np
+import onnx_ir as ir
+import pytest
+from fused import operators
+
+from edgeopt.passes import (
+    EqualizeLayers,
+    FoldBatchNorm,
+    MigrateOutliers,
+    QuantizeDynamic,
+    QuantizeStatic,
+    RoundWeights,
+    Tidy,
+)
+
+pytestmark = [pytest.mark.corpus, pytest.mark.slow]
+CORPUS = Path(os.environ.get("EDGEOPT_CORPUS", "/nonexistent"))
+CORRECTED = {"bias_correction": True}
+
+
+class Real:
+    """A clean corpus model, its first calibration samples and some eval samples."""
+
+    def __init__(self, name: str) -> None:
+        folder = CORPUS / name
+        if not folder.is_dir():
+            pytest.skip(f"{name} is not in this corpus")
+        model = ir.load(folder / "model.onnx")
+        self.evidence = builders.FakeEvidence(model, samples=0)
+        self.clean = FoldBatchNorm().apply(Tidy().apply(model, {}, self.evidence), {}, self.evidence)
+        names = [str(value.name) for value in model.graph.inputs]
+        self.evidence._samples = self._rows(folder / "calib.npz", names, 32)
+        self.evidence.sample_count = 32
+        self.feeds = self._rows(folder / "eval.npz", names, 12)
+        self.right = [builders.run(self.clean, feeds, optimized=True) for feeds in self.feeds]
+
+    @staticmethod
+    def _rows(file: Path, names: list[str], count: int) -> list[builders.Arrays]:
+        arrays = np.load(file)
+        return [{name: arrays[name][index : index + 1] for name in names} for index in range(count)]
+
+    def nsr(self, model: ir.Model, output: int = 0) -> float:
+        """The mean over samples, as ``stages.judges`` has it."""
+        ratios = []
+        for feeds, right in zip(self.feeds, self.right, strict=True):
+            difference = builders.run(model, feeds, optimized=True)[output].astype(float) - right[output]
+            ratios.append(np.square(difference).mean() / np.square(right[output].astype(float)).mean())
+        return float(np.mean(ratios))
+
+    def cosine(self, model: ir.Model) -> float:
+        pairs = [
+            (builders.run(model, feeds, optimized=True)[-1].ravel(), right[-1].ravel())
+            for feeds, right in zip(self.feeds, self.right, strict=True)
+        ]
+        return float(np.mean([a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in pairs]))
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Real:
+    return Real("all_minilm_l6_v2")
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Real:
+    return Real("efficientnet_lite0")
+
+
+@pytest.mark.parametrize("quantizer", [QuantizeDynamic(), QuantizeStatic()], ids=lambda each: each.name)
+def test_real_encoder_in_int8_is_right_behind_migration_only(encoder: Real, quantizer: QuantizeDynamic) -> None:
+    migrated = MigrateOutliers().apply(encoder.clean, {}, encoder.evidence)
+    assert encoder.nsr(migrated) < 1e-9
+    assert encoder.nsr(quantizer.apply(encoder.clean, {}, encoder.evidence)) > 0.015
+    made = quantizer.apply(migrated, {}, encoder.evidence)
+    assert encoder.nsr(made) < 0.0075
+    assert encoder.cosine(made) > 0.997
+
+
+def test_real_encoder_keeps_its_integer_kernels_behind_migration(encoder: Real, tmp_path: Path) -> None:
+    plain = operators(QuantizeDynamic().apply(encoder.clean, {}, encoder.evidence), tmp_path)
+    migrated = MigrateOutliers().apply(encoder.clean, {}, encoder.evidence)
+    made = operators(QuantizeDynamic().apply(migrated, {}, encoder.evidence), tmp_path)
+    integer = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+    assert sum(made[kind] for kind in integer) == sum(plain[kind] for kind in integer) == 36
+
+
+def test_real_classifier_with_seven_bit_weights_gains_by_learned_rounding(classifier: Real) -> None:
+    settings = {"reduced_range": True, **CORRECTED}
+    nearest = classifier.nsr(QuantizeStatic().apply(classifier.clean, settings, classifier.evidence))
+    rounded = RoundWeights().apply(classifier.clean, {"reduced_range": True}, classifier.evidence)
+    assert classifier.nsr(QuantizeStatic().apply(rounded, settings, classifier.evidence)) < 0.85 * nearest
+
+
+def test_real_classifier_with_one_scale_a_tensor_gains_by_equalization(classifier: Real) -> None:
+    settings = {"per_channel": False, **CORRECTED}
+    plain = classifier.nsr(QuantizeStatic().apply(classifier.clean, settings, classifier.evidence))
+    equalized = EqualizeLayers().apply(classifier.clean, {"bounds": True}, classifier.evidence)
+    assert classifier.nsr(equalized) < 1e-9
+    assert classifier.nsr(QuantizeStatic().apply(equalized, settings, classifier.evidence)) < 0.75 * plain

@@ -6,13 +6,14 @@ arrays, so that no arithmetic lives here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeopt.graph import edit
+from edgeopt.graph import edit, tensors
 from edgeopt.graph.naming import Names
 
 
@@ -67,6 +68,32 @@ class QdqWriter:
         self._graph.insert_before(reader, node)
         return node.outputs[0]
 
+    def shield(self, node: ir.Node, channels: int) -> None:
+        """Keep a float Conv, ConvTranspose or Gemm between two pairs in float; needs opset 13.
+
+        ONNX Runtime takes such a layer for one whose weights somebody forgot, and quantizes them itself with one scale for the whole
+        tensor (its WeightBiasQuantization). It does so only behind a DequantizeLinear with a single scale; this gives the layer one
+        of its own with the same scale for each of its ``channels``.
+        """
+        source = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if source is None or source.op_type != "DequantizeLinear":
+            return
+        scale = tensors.array(source.inputs[1])
+        if scale is None or scale.size != 1:
+            return
+        zero_point = tensors.array(source.inputs[2]) if len(source.inputs) > 2 else None
+        base = f"{source.outputs[0].name}_float"
+        inputs = [source.inputs[0], self.constant(f"{base}_scale", np.full(channels, scale.reshape(()), scale.dtype))]
+        if zero_point is not None:
+            repeated = np.full(channels, zero_point.reshape(()), zero_point.dtype)
+            inputs.append(self.constant(f"{base}_zero_point", repeated))
+        dequantize = self._node("DequantizeLinear", inputs, base)
+        dequantize.attributes["axis"] = ir.AttrInt64("axis", 1)
+        output = dequantize.outputs[0]
+        output.type, output.shape = source.outputs[0].type, source.outputs[0].shape
+        self._graph.insert_after(source, dequantize)
+        node.replace_input_with(0, output)
+
     def dynamic_quantize(self, value: ir.Value, base: str) -> list[ir.Value]:
         """Codes, scale and zero point of ``value``, computed at run time; opset 11."""
         node = ir.Node("", "DynamicQuantizeLinear", [value], num_outputs=3, name=self._names.fresh(base))
@@ -109,7 +136,7 @@ class QdqWriter:
         else:
             self._graph.insert_before(self._graph[0], nodes)
 
-    def _node(self, operator: str, inputs: list[ir.Value], base: str) -> ir.Node:
+    def _node(self, operator: str, inputs: Sequence[ir.Value | None], base: str) -> ir.Node:
         name = self._names.fresh(base)
         node = ir.Node("", operator, inputs, name=name)
         node.outputs[0].name = name

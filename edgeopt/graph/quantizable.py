@@ -38,6 +38,7 @@ MOVING = (
 """Operators that move codes without computing: their output keeps their input's scale."""
 COMPUTING = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
 """Operators with a QLinear kernel and a scale of their own."""
+_BIASED = ("Conv", "ConvTranspose", "Gemm")
 _VARIADIC = ("Add", "Mul", "Concat")
 KEEP_FLOAT = "edgeopt.keep_float"
 """A node with this key in its metadata is no layer: an earlier pass took it out of the integers on purpose."""
@@ -124,6 +125,20 @@ def place(graph: ir.Graph, *, skip: Collection[str] = ()) -> Placement:
             known.add(layer.data)
             placement.consumed.append(layer.data)
     return placement
+
+
+def float_layers(graph: ir.Graph, quantized: Collection[ir.Node]) -> list[tuple[ir.Node, int]]:
+    """The Conv, ConvTranspose and Gemm nodes that stay float although their weights are constant, and their input channels."""
+    found = []
+    for node in graph:
+        weight = tensors.constant(node.inputs[1]) if node.op_type in _BIASED and len(node.inputs) > 1 else None
+        if weight is None or node in quantized or node.domain not in ("", "ai.onnx") or _integer(node, "transA"):
+            continue
+        group = node.attributes.get("group")
+        groups = group.as_int() if group is not None and node.op_type == "Conv" else 1
+        axis = int(node.op_type == "Conv" or _integer(node, "transB"))
+        found.append((node, int(weight.shape.numpy()[axis]) * groups))
+    return found
 
 
 def absorbed(value: ir.Value) -> ir.Value:

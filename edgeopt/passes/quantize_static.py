@@ -131,6 +131,9 @@ class _Quantizer:
         self._scheme = scheme
         self._observations = observations
         self._parameters: dict[ir.Value, QParams] = {}
+        opset = model.opset_imports.get("", 0)
+        quantized = {layer.node for layer in placement.layers}
+        self._floats = quantizable.float_layers(model.graph, quantized) if opset >= _PER_CHANNEL_OPSET else []
 
     def write(self) -> None:
         # Layers first: they ask for their input's scale by the value that the pairs are going to replace.
@@ -141,6 +144,8 @@ class _Quantizer:
             self._write_pair(value, None)
         for value in self._placement.consumed:
             self._write_pair(value, readers)
+        for node, channels in self._floats:
+            self._writer.shield(node, channels)
 
     def _write_pair(self, value: ir.Value, readers: set[ir.Node] | None) -> None:
         found = self._activation(value)

@@ -9,6 +9,7 @@ from typing import Any
 
 import builders
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from builders import FakeEvidence, Net
@@ -303,3 +304,24 @@ def test_an_activation_that_is_not_finite_is_named() -> None:
 def test_the_same_model_gives_the_same_bytes(make: Callable[[], ir.Model]) -> None:
     model = make()
     assert builders.to_bytes(quantize(model)) == builders.to_bytes(quantize(model))
+
+
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
+def test_float_layer_between_integer_ones_is_not_quantized_by_the_runtime(operator: str, tmp_path: Path) -> None:
+    net = Net(seed=12)
+    spread = np.geomspace(1e-3, 1, 8).reshape(-1, 1, 1, 1)
+    uneven = net.const((net.random.standard_normal((8, 8, 1, 1)) * spread).astype(np.float32))
+    first = net.op("Relu", net.op("Conv", "x", net.weight(8, 3, 3, 3), net.weight(8)))
+    middle = net.op("Relu", net.op(operator, first, uneven, net.weight(8)))
+    net.op("Tanh", net.op("Conv", middle, net.weight(4, 8, 1, 1), net.weight(4)), output="out")
+    model = net.build({"x": ["N", 3, 8, 8]}, {"out": ["N", 4, "H", "W"]})
+    (kept,) = [
+        node.name for node in model.graph if len(node.inputs) > 1 and node.inputs[1] is model.graph.initializers[uneven]
+    ]
+    quantized = quantize(model, skip=json.dumps([kept]))
+    assert operators(quantized, tmp_path)["QLinearConv"] == 2
+    optimized = onnx.load(tmp_path / "optimized.onnx").graph
+    (left,) = [node for node in optimized.node if node.op_type in ("Conv", "FusedConv", "ConvTranspose")]
+    weights = {tensor.name: tensor.data_type for tensor in optimized.initializer}
+    assert weights.get(left.input[1]) == onnx.TensorProto.FLOAT, "the runtime put a pair in front of the weight"
+    assert noise_ratio(model, quantized) < 0.01

@@ -130,7 +130,8 @@ def line(row: dict) -> str:
 
 
 def step_label(step: dict) -> str:
-    settings = ", ".join(f"{key}={value}" for key, value in step.items() if key != "technique")
+    shown = {key: f"{len(json.loads(value))} layers" if key == "skip" else value for key, value in step.items()}
+    settings = ", ".join(f"{key}={value}" for key, value in shown.items() if key != "technique")
     return step["technique"] + (f"({settings})" if settings else "")
 
 

@@ -317,6 +317,8 @@ class Measurement:
     peak_memory_bytes: int
     memory_ratio: float
     quality: Quality
+    original_latency: Latency | None = None
+    """The original's in the same turns: the machine's speed drifts, and only these two belong together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,7 +108,13 @@ def confirm(trial: Trial, bench: Workbench) -> Trial:
     except CandidateError as error:
         return replace(trial, measurement=None, refused=f"{error.code}: {error.message}")
     memory_ratio = min(first.memory_ratio, original_bytes / max(1, peak_bytes))
-    again = replace(first, latency=timing.candidate, speedup=timing.speedup, memory_ratio=memory_ratio)
+    again = replace(
+        first,
+        latency=timing.candidate,
+        original_latency=timing.original,
+        speedup=timing.speedup,
+        memory_ratio=memory_ratio,
+    )
     return replace(trial, measurement=again)
 
 
@@ -159,6 +165,7 @@ def _measurement(artifact: Artifact, timing: Timing, verdict: Quality, peak_byte
     assert original is not None  # noqa: S101  # the baseline is measured before any candidate
     return Measurement(
         latency=timing.candidate,
+        original_latency=timing.original,
         speedup=timing.speedup,
         bytes=artifact.bytes,
         bytes_ratio=original.bytes / artifact.bytes,

@@ -70,7 +70,7 @@ def manifest(findings: Findings) -> dict[str, Any]:
         "recipe": _recipe(winner.recipe),
         "verdict": verdict.reason,
         "result": _result(winner.measurement),
-        "baseline": _baseline(baseline.measurement),
+        "baseline": _baseline(baseline.measurement, beside=winner.measurement),
         "candidates": [_candidate(trial) for trial in verdict.trials],
         "data": {
             "calibration": wire.encode(findings.data.calibration.origin),
@@ -115,11 +115,13 @@ def _result(measurement: Measurement | None) -> dict[str, Any]:
     }
 
 
-def _baseline(measurement: Measurement | None) -> dict[str, Any]:
+def _baseline(measurement: Measurement | None, *, beside: Measurement | None) -> dict[str, Any]:
+    """The original's row; its latency is the one taken in turns with the winner's, where there was such a race."""
     if measurement is None:
         return {}
+    raced = beside.original_latency if beside is not None else None
     return {
-        "latency_ms": _latency(measurement.latency),
+        "latency_ms": _latency(raced or measurement.latency),
         "bytes": measurement.bytes,
         "peak_memory_bytes": measurement.peak_memory_bytes,
         "quality": _quality(measurement.quality),

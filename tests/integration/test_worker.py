@@ -78,6 +78,8 @@ def test_worker_leaves_a_whole_version_with_its_evidence(tmp_path) -> None:
     assert manifest["artifact"]["sha256"] == sha256_of(folder.out / "model.onnx")
     assert manifest["result"]["quality"]["kind"] == "accuracy"
     assert manifest["result"]["quality"]["ci95"][1] <= 0.02
+    raced = manifest["baseline"]["latency_ms"]["p50"] / manifest["result"]["latency_ms"]["p50"]
+    assert 0.6 < raced / manifest["result"]["speedup"]["value"] < 1.6, "both latencies belong to the same turns"
     assert len(manifest["candidates"]) >= 4
     assert all("result" in row or "refused" in row for row in manifest["candidates"])
     assert "digits" in (folder.out / "report.html").read_text()

@@ -40,7 +40,13 @@ def test_winner_is_marked_and_refusals_keep_their_reason() -> None:
     ]
     assert rows[0][-1] == "the original"
     assert rows[1][1:] == ("-", "-", "-", "-", "refused: no fp16 arithmetic here")
-    assert rows[2][1:] == ("0.050", "1.80 [1.70, 1.90]", "78.1 KiB", "accuracy 0.9800, drop 0.0020 [0.0000, 0.0060]", "winner")
+    assert rows[2][1:] == (
+        "0.050",
+        "1.80 [1.70, 1.90]",
+        "78.1 KiB",
+        "accuracy 0.9800, drop 0.0020 [0.0000, 0.0060]",
+        "winner",
+    )
 
 
 def test_only_settings_that_tell_candidates_apart_are_shown() -> None:

@@ -141,6 +141,7 @@ def _workbench(job: Job, artifact: Artifact, original: Runner, emit: Emit) -> Wo
             observer=partial(job.runtime.observe, threads=job.target.threads),
             folder=job.folder.work,
             seed=seed,
+            teacher=job.given.model,
         ),
         passes=job.passes,
         runtime=job.runtime,

@@ -6,7 +6,7 @@ no try. A reason not to do something is a value, not an exception.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -53,12 +53,25 @@ class Evidence(Protocol):
     seed: int
     memo: MutableMapping[str, object]
     """What was worked out from this data, by content: the recipes of one job share it. Starts empty."""
+    teacher: Model | None
+    """What distillation learns from: the model as dropped, or the one that the job file names; None where there is none."""
+    deadline_s: float | None
+    """When a pass that goes on for long has to end with the best it has, on the monotonic clock; None: never."""
+    progress: Callable[[float, str], None] | None
+    """Told how far such a pass is: a share (0..1) and a few words."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where a pass may keep files for as long as the job lives; None: in memory only."""
 
     def samples(self) -> Iterator[Feeds]:
         """The calibration samples, in order, from the start at every call."""
 
     def observe(self, model: Model, names: Sequence[str]) -> Iterator[dict[str, Array]]:
         """Run ``model`` over the samples and yield the named tensors of each, one sample at a time."""
+
+    def run(self, model: Model, inputs: Iterable[Feeds], names: Sequence[str]) -> Iterator[dict[str, Array]]:
+        """Run ``model`` over any other inputs and yield the named tensors of each, one at a time."""
 
 
 class Pass(Protocol):

@@ -6,7 +6,7 @@ one on ONNX Runtime without graph optimizations, and ``FakeEvidence`` is a pass'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -356,9 +356,15 @@ class FakeEvidence:
 
     synthetic = False
     seed = 0
+    folder: Path | None = None
+    deadline_s: float | None = None
+    progress: Callable[[float, str], None] | None = None
 
-    def __init__(self, model: ir.Model, *, samples: int = 4, target: Target = TARGET) -> None:
+    def __init__(
+        self, model: ir.Model, *, samples: int = 4, target: Target = TARGET, teacher: ir.Model | None = None
+    ) -> None:
         self.signature, self.target, self.sample_count = signature(model), target, samples
+        self.teacher = model if teacher is None else teacher
         self._samples = [feeds(model, seed=seed) for seed in range(samples)]
         self.memo: dict[str, object] = {}
 
@@ -366,6 +372,9 @@ class FakeEvidence:
         return iter(self._samples)
 
     def observe(self, model: ir.Model, names: Sequence[str]) -> Iterator[Arrays]:
+        return self.run(model, self._samples, names)
+
+    def run(self, model: ir.Model, inputs: Iterable[Arrays], names: Sequence[str]) -> Iterator[Arrays]:
         import onnxruntime
 
         proto = onnx.load_from_string(to_bytes(model))
@@ -375,5 +384,5 @@ class FakeEvidence:
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        for sample in self._samples:
+        for sample in inputs:
             yield dict(zip(names, session.run(list(names), sample), strict=True))

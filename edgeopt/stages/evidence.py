@@ -36,6 +36,9 @@ class CalibrationEvidence:
     folder: Path
     """Where observed models are written."""
     seed: int
+    teacher: Model | None = None
+    deadline_s: float | None = None
+    progress: Callable[[float, str], None] | None = None
     memo: MutableMapping[str, object] = field(default_factory=dict)
     sample_count: int = field(init=False)
     synthetic: bool = field(init=False)
@@ -57,11 +60,15 @@ class CalibrationEvidence:
             for feeds in self.samples():
                 yield {name: feeds[name] for name in names}
             return
+        for feeds, seen in zip(self.samples(), self.run(model, self.samples(), inner), strict=True):
+            yield {name: seen[name] if name in seen else feeds[name] for name in names}
+
+    def run(self, model: Model, inputs: Iterable[Feeds], names: Sequence[str]) -> Iterator[dict[str, Array]]:
+        """Values of ``model``'s main graph for any ``inputs``; :class:`PassFailed` where one is not in the graph."""
         file = self.folder / "observed" / "model.onnx"
         file.parent.mkdir(parents=True, exist_ok=True)
-        save.save(_with_outputs(model, inner), file)
-        for feeds, seen in zip(self.samples(), self.observer(file, self.samples(), inner), strict=True):
-            yield {name: seen[name] if name in seen else feeds[name] for name in names}
+        save.save(_with_outputs(model, names), file)
+        yield from self.observer(file, inputs, names)
 
 
 def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:

@@ -22,7 +22,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "bench",
         help="measure one artifact, or two against each other",
-        description="Measure one artifact, or two in turns (ABBA), each alone in its process with its own settings.",
+        description="Measure one artifact, or two in turns (ABBA), each alone in its process with its own settings, in several pairs of processes.",
     )
     parser.add_argument("first", type=Path, metavar="A", help="a published version's folder, or an ONNX file")
     parser.add_argument("second", type=Path, nargs="?", metavar="B", help="the one to compare with A")
@@ -88,7 +88,9 @@ def _print(document: dict[str, Any]) -> None:
     tables.draw(("", "artifact", "p50 ms", "p90 ms", "p99 ms", "peak memory"), rows, to=sys.stdout)
     if ratio := document.get("speedup"):
         interval = f"[{ratio['low']:.3f}, {ratio['high']:.3f}]"
-        print(f"A takes {ratio['value']:.3f} {interval} times as long as B (95 %, {document['rounds']} rounds)")
+        print(
+            f"A takes {ratio['value']:.3f} {interval} times as long as B (95 %, {document['pairs']} pairs of processes)"
+        )
 
 
 def _positive(text: str) -> int:

@@ -18,7 +18,7 @@ from edgeopt.graph import check, save
 from edgeopt.layout import ARTIFACT_FILE
 from edgeopt.protocols import Pass, Runtime
 from edgeopt.records import Artifact, Goal, Measurement, Quality, Recipe, Signature, Step, Target, Trial
-from edgeopt.stages import measure, quality
+from edgeopt.stages import measure, pairs, quality
 from edgeopt.stages.events import Emit, staged
 from edgeopt.stages.evidence import CalibrationEvidence
 from edgeopt.stages.measure import Effort, Timing
@@ -46,7 +46,7 @@ class Workbench:
     model: Model
     signature: Signature
     ends: dict[str, tuple[str, ...]]
-    """The operators that lead to each output; see ``forms.final_operators``."""
+    """The operators that lead to each output; see ``endings.final_operators``."""
     evidence: CalibrationEvidence
     passes: Mapping[str, Pass]
     runtime: Runtime
@@ -94,26 +94,21 @@ def attempt(recipe: Recipe, bench: Workbench) -> Trial:
 
 
 def confirm(trial: Trial, bench: Workbench) -> Trial:
-    """Measure a would-be winner once more in fresh processes: the best of many is partly the luckiest of many."""
+    """Measure a would-be winner again, in several pairs of fresh processes: the best of many is partly the luckiest."""
     assert trial.artifact is not None  # noqa: S101  # only measured trials are confirmed
     assert trial.measurement is not None  # noqa: S101
     artifact, first = trial.artifact, trial.measurement
+    effort = Effort(seed=bench.seed + 1, longest_s=bench.look_s * _SECOND_LOOK, bar=_bar(bench, first.quality))
     try:
-        with bench.start(bench.baseline.artifact or artifact) as original, bench.start(artifact) as candidate:
-            original.hold(bench.timed)
-            candidate.hold(bench.timed)
-            effort = Effort(seed=bench.seed + 1, longest_s=bench.look_s * _SECOND_LOOK, bar=_bar(bench, first.quality))
-            timing = measure.compare(original, candidate, effort)
-            original_bytes, peak_bytes = original.peak_memory_bytes(), candidate.peak_memory_bytes()
+        found = pairs.compare(bench.baseline.artifact or artifact, artifact, bench.timed, effort, start=bench.start)
     except CandidateError as error:
         return replace(trial, measurement=None, refused=f"{error.code}: {error.message}")
-    memory_ratio = min(first.memory_ratio, original_bytes / max(1, peak_bytes))
     again = replace(
         first,
-        latency=timing.candidate,
-        original_latency=timing.original,
-        speedup=timing.speedup,
-        memory_ratio=memory_ratio,
+        latency=found.timing.candidate,
+        original_latency=found.timing.original,
+        speedup=found.timing.speedup,
+        memory_ratio=min(first.memory_ratio, found.original_peak_bytes / max(1, found.candidate_peak_bytes)),
     )
     return replace(trial, measurement=again)
 

@@ -25,7 +25,6 @@ _WARM_UP_S = 0.3
 _WARM_UP_RUNS = 3
 _FEWEST_ROUNDS = 8
 _MOST_ROUNDS = 200
-_SLOW_ROUNDS = 4
 _CLOSE_ENOUGH = 0.01
 _ALONE_S = 0.5
 _PATIENCE = 3
@@ -49,6 +48,8 @@ class Effort:
     seed: int = 0
     bar: float | None = None
     """A speedup to decide about: a candidate above it whose interval still reaches below gets up to three times as long."""
+    slow_rounds: int = 4
+    """Rounds that even the slowest model gets."""
 
 
 def compare(
@@ -102,8 +103,8 @@ def _warm_up(runner: Runner, clock: Callable[[], float]) -> float:
 
 
 def _enough(ratios: Sequence[float], spent_s: float, effort: Effort) -> bool:
-    if spent_s >= effort.longest_s and len(ratios) >= _SLOW_ROUNDS:
-        return spent_s >= _PATIENCE * effort.longest_s or not _is_undecided(_speedup(ratios, effort.seed), effort.bar)
+    if spent_s >= effort.longest_s and len(ratios) >= effort.slow_rounds:
+        return spent_s >= _PATIENCE * effort.longest_s or not is_undecided(_speedup(ratios, effort.seed), effort.bar)
     if len(ratios) < _FEWEST_ROUNDS:
         return False
     if len(ratios) >= _MOST_ROUNDS:
@@ -114,7 +115,8 @@ def _enough(ratios: Sequence[float], spent_s: float, effort: Effort) -> bool:
     return interval.high - interval.low < _CLOSE_ENOUGH * interval.value
 
 
-def _is_undecided(speedup: Interval, bar: float | None) -> bool:
+def is_undecided(speedup: Interval, bar: float | None) -> bool:
+    """The value clears ``bar`` and its interval does not."""
     return bar is not None and speedup.low <= bar < speedup.value
 
 

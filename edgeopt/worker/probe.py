@@ -60,24 +60,30 @@ def answer(request: Request, work: Path) -> dict[str, Any]:
             "outputs": outputs,
             "sessions": [dict(artifact.session) for artifact in artifacts],
         }
-        return document | _timed(runners, feeds, request.seconds) if request.compare else document
+        if request.compare and len(runners) == 1:
+            document |= _timed_alone(runners[0], feeds, request.seconds)
+    return document | _compared(artifacts, feeds, request.seconds) if request.compare and artifacts[1:] else document
 
 
-def _timed(runners: Sequence[Runner], feeds: Feeds, seconds: float) -> dict[str, Any]:
+def _timed_alone(runner: Runner, feeds: Feeds, seconds: float) -> dict[str, Any]:
     from edgeopt.stages import measure
 
-    for runner in runners:
-        runner.hold(feeds)
-    if len(runners) == 1:
-        runners[0].durations_s(3)
-        latency = measure.latency(runners[0].durations_s(_runs_within(runners[0], seconds)))
-        return {"latency_ms": [wire.encode(latency)], "peak_memory_bytes": [runners[0].peak_memory_bytes()]}
-    timing = measure.compare(runners[0], runners[1], measure.Effort(longest_s=seconds, seed=_SEED))
+    runner.hold(feeds)
+    runner.durations_s(3)
+    latency = measure.latency(runner.durations_s(_runs_within(runner, seconds)))
+    return {"latency_ms": [wire.encode(latency)], "peak_memory_bytes": [runner.peak_memory_bytes()]}
+
+
+def _compared(artifacts: Sequence[Artifact], feeds: Feeds, seconds: float) -> dict[str, Any]:
+    from edgeopt.stages import measure, pairs
+
+    first, second = artifacts
+    found = pairs.compare(first, second, feeds, measure.Effort(longest_s=seconds, seed=_SEED))
     return {
-        "latency_ms": [wire.encode(timing.original), wire.encode(timing.candidate)],
-        "speedup": wire.encode(timing.speedup),
-        "rounds": timing.rounds,
-        "peak_memory_bytes": [runner.peak_memory_bytes() for runner in runners],
+        "latency_ms": [wire.encode(found.timing.original), wire.encode(found.timing.candidate)],
+        "speedup": wire.encode(found.timing.speedup),
+        "pairs": found.timing.rounds,
+        "peak_memory_bytes": [found.original_peak_bytes, found.candidate_peak_bytes],
     }
 
 

@@ -15,10 +15,11 @@ from typing import Any
 from edgeopt import catalogue, device
 from edgeopt.calibrate import samples as sample_sets
 from edgeopt.errors import UnsupportedTarget
+from edgeopt.graph import endings
 from edgeopt.layout import JobFolder
 from edgeopt.protocols import Pass, Runtime, Samples
 from edgeopt.records import Artifact, Event, JobOrder, Recipe, Target, Trial, Verdict
-from edgeopt.stages import attempt, baseline, forms, ingest, planner, reference, report, select
+from edgeopt.stages import attempt, baseline, ingest, planner, reference, report, select
 from edgeopt.stages import data as assignment
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.cache import CandidateCache
@@ -126,7 +127,7 @@ def _with_inputs_that_run(job: Job, original: Runner) -> Job:
 def _workbench(job: Job, artifact: Artifact, original: Runner, emit: Emit) -> Workbench:
     """Run the original over the eval samples and measure it; everything is held against that."""
     goal, seed, signature = job.order.policy.goal, job.order.policy.search.seed, job.given.signature
-    ends = forms.final_operators(job.given.model)
+    ends = endings.final_operators(job.given.model)
     judged = reference.make(original, job.data.eval, signature, ends, job.folder.work)
     timed = baseline.typical(judged)
     original.hold(timed)

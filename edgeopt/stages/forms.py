@@ -8,22 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.graph import endings
 from edgeopt.records import Signature
 from edgeopt.stages.judges import DetectionLayout, detection_layout
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-_PASSED_THROUGH = frozenset(
-    {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "DequantizeLinear", "QuantizeLinear"}
-)
-_CLASSIFIER_ENDS = frozenset({"Gemm", "MatMul", "FusedMatMul"})
-_SPATIAL_MEANS = frozenset({"GlobalAveragePool", "ReduceMean"})
 _CLASS_WORDS = ("logit", "prob", "class", "score", "pred")
 _TOLERANCE = 1e-3
 
@@ -45,7 +38,7 @@ def recognise(
 ) -> tuple[OutputForm, ...]:
     """Forms of all outputs, out of a few samples' outputs and the operators that each output ends with.
 
-    ``ends`` is :func:`final_operators` of the model; ``labelled`` says that the samples carry class labels.
+    ``ends`` is :func:`~edgeopt.graph.endings.final_operators` of the model; ``labelled`` says that the samples carry class labels.
     """
     states = {pair.output for pair in signature.states}
     forms = []
@@ -89,36 +82,4 @@ def _class_scores(name: str, end: tuple[str, ...], seen: list[NDArray[Any]], *, 
     if seen[0].ndim != 2 or unit_length:
         return ""
     named = any(word in name.lower() for word in _CLASS_WORDS)
-    return "logits" if labelled or named or _ends_like_classifier(end) else ""
-
-
-def _ends_like_classifier(end: tuple[str, ...]) -> bool:
-    """A linear layer, or a 1x1 convolution averaged over space."""
-    return bool(end) and (end[0] in _CLASSIFIER_ENDS or (end[0] in _SPATIAL_MEANS and "Conv" in end[1:3]))
-
-
-def final_operators(model: ir.Model, *, depth: int = 4) -> dict[str, tuple[str, ...]]:
-    """For each output the operator types that lead to it, last first; reshapes and additions of constants are skipped."""
-    return {str(output.name): tuple(_walk_back(output, depth)) for output in model.graph.outputs}
-
-
-def _walk_back(value: ir.Value | None, depth: int) -> list[str]:
-    types: list[str] = []
-    while value is not None and len(types) < depth:
-        node = value.producer()
-        if node is None:
-            break
-        skipped = node.op_type in _PASSED_THROUGH or (node.op_type == "Add" and _adds_constant(node))
-        if not skipped:
-            types.append(node.op_type)
-        value = next((item for item in node.inputs if item is not None and not _is_constant(item)), None)
-    return types
-
-
-def _adds_constant(node: ir.Node) -> bool:
-    return any(item is not None and _is_constant(item) for item in node.inputs)
-
-
-def _is_constant(value: ir.Value) -> bool:
-    node = value.producer()
-    return value.is_initializer() or (node is not None and node.op_type == "Constant")
+    return "logits" if labelled or named or endings.like_classifier(end) else ""

@@ -28,6 +28,8 @@ class ClassChange:
     drop: float
     """p_orig(top-1 of the original) - p_orig(top-1 of the candidate), in 0..1."""
     same_top1: float
+    confidence: float
+    """The original's probability of its top-1."""
     divergence: float
     """Kullback-Leibler divergence of the candidate from the original, in nats."""
     margin: float
@@ -65,6 +67,7 @@ def class_change(original: Floats, candidate: Floats) -> ClassChange:
     return ClassChange(
         drop=float((original[rows, first] - original[rows, chosen]).mean()),
         same_top1=float((first == chosen).mean()),
+        confidence=float(original[rows, first].mean()),
         divergence=float((original * (log_original - log_candidate)).sum(axis=1).mean()),
         margin=float(margin.mean()),
         margin_change=float(np.sqrt((change**2).mean())),

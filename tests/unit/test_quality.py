@@ -74,6 +74,18 @@ def test_unlabelled_classes_are_judged_by_expected_drop_and_called_agreement(tmp
     assert dict(found.details)["top1_agreement"] > 0.9
 
 
+def test_agreement_where_the_original_is_confident_is_reported_with_how_often_that_was(tmp_path) -> None:
+    inputs = _inputs()
+    logits = inputs.arrays @ WEIGHTS
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    confident = int((odds.max(axis=1) / odds.sum(axis=1) > 0.5).sum())
+    found = quality.judge(_reference(tmp_path, _classifier, inputs, LOGITS), _noisy(0.5), Goal(), seed=0)
+    details = dict(found.details)
+    assert 0 < confident < 200
+    assert details["confident_samples"] == confident
+    assert details["top1_agreement"] < details["confident_agreement"] <= 1.0
+
+
 def test_enough_labels_turn_the_metric_into_accuracy(tmp_path) -> None:
     inputs = _inputs(400)
     inputs.labels = (inputs.arrays @ WEIGHTS).argmax(axis=1)

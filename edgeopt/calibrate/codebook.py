@@ -94,6 +94,11 @@ def integer_levels(bits: int) -> NDArray[np.float32]:
     return np.arange(-half, half, dtype=np.float32)
 
 
+def symmetric_levels(bits: int) -> NDArray[np.float32]:
+    """``-(2^(bits-1) - 1) .. 2^(bits-1) - 1``: both sides alike, so that no scale has to be negative."""
+    return integer_levels(bits)[1:]
+
+
 def ternary_levels() -> NDArray[np.float32]:
     return np.array([-1, 0, 1], np.float32)
 
@@ -111,6 +116,16 @@ def fit_levels(rows: Rows, levels: NDArray[np.float32], *, block: int) -> Grid:
     blocks = rows.reshape(-1, block)
     scale = np.concatenate([_clipped(chunk, levels) for chunk in _chunks(blocks)])
     return _stored(levels, scale.reshape(rows.shape[0], -1), block)
+
+
+def fit_symmetric(rows: Rows, bits: int, *, block: int) -> Grid:
+    """As :func:`fit_levels` on levels around zero, with every scale above zero: TensorRT takes no other.
+
+    The scale of a block of zeros means nothing; it becomes 1.
+    """
+    grid = fit_levels(rows, symmetric_levels(bits), block=block)
+    scale = np.where(grid.scale == 0, np.float16(1), np.abs(grid.scale))
+    return Grid(grid.codebook, scale, block)
 
 
 def fit_palette(rows: Rows, levels: int, *, block: int, weights: NDArray[np.float32] | None = None) -> Grid:

@@ -1,7 +1,8 @@
 """Writing weights in the standard's own form: DequantizeLinear in front of the layer, int8 by channel or int4 by block.
 
-Stands under ``passes.quantize_weights``; codes and scales come in ready. Every runtime that knows opset 21 reads this. ONNX Runtime's CPU kernels do not
-fold it at load (see ``unpack``): there it is the slower form, unless the session says ``session.disable_quant_qdq``.
+Stands under ``passes.quantize_weights``; codes and scales come in ready. ONNX Runtime and TensorRT both read this, within what TensorRT demands: scales above
+zero, zero points of zero, blocks along the last two axes only, and no 8-bit constant that anything but DequantizeLinear reads. ONNX Runtime's CPU kernels do
+not fold it at load (see ``unpack``): there it is the slower form, unless the session says ``session.disable_quant_qdq``.
 """
 
 from __future__ import annotations
@@ -31,10 +32,9 @@ def suits(weight: Weight, layers: Mapping[ir.Node, Layer]) -> bool:
 
 
 def block_of(weight: Weight, wanted: int) -> int:
-    """Inputs that may share a scale: a kernel's places cannot be told apart from its channels, so those weights have one block."""
+    """Inputs that may share a scale: all of a convolution's, whose channels are not among the last two axes."""
     inputs = weight.size // weight.shape[weight.axis]
-    kernel = int(np.prod(weight.shape[2:]))
-    return wanted if wanted and kernel == 1 and inputs % wanted == 0 else inputs
+    return wanted if wanted and len(weight.shape) == 2 and inputs % wanted == 0 else inputs
 
 
 class PortableWriter:

@@ -17,7 +17,7 @@ Settings (all optional):
 - ``noise``        largest noise-to-signal power of a layer's output (of the weight itself without samples): a weight that misses it gets more bits
 - ``mean_bits``    bits a weight on average, spent where the outputs need them (see ``calibrate.allocation``) from ``bits`` up; 0: all the same
 - ``form``         unpacked | kernel (MatMul and Gemm as com.microsoft MatMulNBits: 2, 4 or 8 bits, integer levels, a block of 16 to 256, 0: 32) |
-                   portable (Conv, MatMul and Gemm behind DequantizeLinear: int8 by channel, or int4 by block at opset 21)
+                   portable (Conv, MatMul and Gemm behind DequantizeLinear: int8 by channel, or int4, by block where the weight is a matrix; opset 21, the rest stays float)
 - ``accuracy_level`` of MatMulNBits: 0 (float) or 4 (int8 activations)
 - ``skip``         JSON list of names of weights or nodes that stay float
 """
@@ -84,17 +84,18 @@ class QuantizeWeights:
     needs_data = False
 
     def refuse(self, signature: Signature, target: Target) -> str | None:
-        """Quantized already, or a target that stores its weights unpacked."""
+        """Quantized already."""
+        del target
         if signature.quantized:
             return "the model is quantized already"
-        if target.name.startswith("tensorrt"):
-            return "a TensorRT engine stores its weights unpacked"
         return None
 
     def apply(self, model: Model, settings: Settings, evidence: Evidence) -> Model:
         """The packed model; raises :class:`~edgeopt.errors.PassFailed` where nothing can be packed."""
         scheme = read_settings(WeightScheme, settings, technique=self.name)
         scheme.check()
+        if evidence.target.name.startswith("tensorrt") and scheme.form != "portable":
+            raise PassFailed(f"TensorRT has no kernel for form={scheme.form}", hint="Use form=portable.")
         skip = read_names(scheme.skip)
         packed = edit.copy(model)
         if scheme.form == "portable":
@@ -114,7 +115,8 @@ class QuantizeWeights:
         if scheme.form == "kernel":
             found = _write_kernels(packed, found, plan)
         if scheme.form == "portable":
-            found = _write_portable(packed, found, plan)
+            _write_portable(packed, found, plan)
+            found = []
         unpacker = Unpacker(packed)
         for weight in found:
             _write(weight, plan, unpacker)
@@ -191,27 +193,28 @@ def _write_kernels(model: ir.Model, found: list[Weight], plan: _Plan) -> list[We
     return left
 
 
-def _write_portable(model: ir.Model, found: list[Weight], plan: _Plan) -> list[Weight]:
-    """Writes what DequantizeLinear takes; the weights that are left."""
+def _write_portable(model: ir.Model, found: list[Weight], plan: _Plan) -> None:
+    """Writes what DequantizeLinear takes; the rest stays float, since TensorRT unpacks nothing else."""
     layers = {layer.node: layer for layer in quantizable.layers(model.graph)}
     writer = PortableWriter(model)
-    left = []
-    for weight in found:
+    suited = [weight for weight in found if portable.suits(weight, layers)]
+    if not suited:
+        raise PassFailed(
+            f"none of {len(found)} weights is read by Conv, Gemm or MatMul alone",
+            hint="Use form=unpacked, or leave this technique out for this model.",
+        )
+    for weight in suited:
         bits = _BYTE if weight.name in plan.whole else plan.scheme.bits
-        if not portable.suits(weight, layers):
-            left.append(weight)
-            continue
         rows, moments = weight.rows(), plan.grams.get(weight.name)
         block = portable.block_of(weight, plan.scheme.block if bits < _BYTE else 0)
-        grid = codebook.fit_levels(rows, codebook.integer_levels(bits), block=block)
-        codes = weight.from_rows(_signed(_codes(rows, grid, moments), bits))
+        grid = codebook.fit_symmetric(rows, bits, block=block)
+        codes = weight.from_rows(_signed(_codes(rows, grid, moments), grid))
         writer.write(weight, codes, grid.scale.astype(np.float32) * grid.step, bits=bits)
-    return left
 
 
-def _signed(codes: Codes, bits: int) -> NDArray[np.int8]:
-    """Codes around zero, where they are evenly spaced."""
-    return (codes.astype(np.int16) - (1 << (bits - 1))).astype(np.int8)
+def _signed(codes: Codes, grid: Grid) -> NDArray[np.int8]:
+    """Codes around zero, where the levels are evenly spaced."""
+    return (codes.astype(np.int16) - grid.levels // 2).astype(np.int8)
 
 
 def _codes(rows: Rows, grid: Grid, moments: Moments | None) -> Codes:
@@ -262,7 +265,7 @@ def _write_levels(weight: Weight, grid: Grid, codes: Codes, unpacker: Unpacker) 
 
 def _write_bytes(weight: Weight, grid: Grid, codes: Codes, unpacker: Unpacker) -> None:
     """Signed bytes times one float32 scale a row, into which the codebook's step goes."""
-    ordered = weight.from_rows(_signed(codes, _BYTE))
+    ordered = weight.from_rows(_signed(codes, grid))
     scale = grid.scale.astype(np.float32) * grid.step
     sides = weight.row_sides
     if weight.is_table and _only_looked_up(weight):

@@ -1,0 +1,149 @@
+"""Last step: measured rows to Markdown and JSON, the winners marked, and one sentence each that says who won.
+
+A row wins only within the budget: the drop's 95 % bound at most ``max_drop``. Names of tools are ours to print, so nothing is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from edgeopt.records import Goal
+
+from .field import OWN
+from .measure import CONTROL, Row
+
+_BUDGET = Goal().max_drop
+_HEAD = (
+    "| tool and recipe | speedup [95 %] | times smaller | metric | drop (bound) | also | within 1 %? | wall / CPU s to make | note |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+_ALSO = {"kl": "KL", "accuracy": "top-1", "mask_iou": "mask IoU"}
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A model's table, the fastest and the smallest right rows in bold, and the verdicts below it."""
+    fastest, smallest = best(rows, speed), best(rows, size)
+    lines = [_line(row, is_fastest=row is fastest, is_smallest=row is smallest) for row in rows]
+    said = [
+        verdict(rows, speed, own="latency", what="Fastest within the budget"),
+        verdict(rows, size, own="size", what="Smallest within the budget"),
+    ]
+    return "\n".join([*_HEAD, *lines, "", *(f"- {sentence}" for sentence in said)])
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """Everything that is known of a row."""
+    fields = asdict(row)
+    fields["entry"] = {"tool": row.entry.tool, "recipe": row.entry.recipe, "label": row.entry.label}
+    return {**fields, "within_budget": is_right(row)}
+
+
+# ---------------------------------------------------------------- who won
+def is_right(row: Row) -> bool:
+    """Whether the row was measured and meets the budget at its bound."""
+    return not row.failure and row.quality is not None and row.quality.ci95[1] <= _BUDGET
+
+
+def speed(row: Row) -> float:
+    return row.speedup.value if row.speedup else 0.0
+
+
+def size(row: Row) -> float:
+    return row.bytes_ratio or 0.0
+
+
+def best(rows: Sequence[Row], gain: Callable[[Row], float]) -> Row | None:
+    """The right row that gains most; the control row is no contestant."""
+    right = [row for row in rows if is_right(row) and row.entry is not CONTROL]
+    return max(right, key=gain, default=None)
+
+
+def verdict(rows: Sequence[Row], gain: Callable[[Row], float], *, own: str, what: str) -> str:
+    """Who is first, and by how much: edgeopt's pick for this objective against the best of the tools."""
+    mine = next((row for row in rows if (row.entry.tool, row.entry.recipe) == (OWN, own) and is_right(row)), None)
+    peer = best([row for row in rows if row.entry.tool != OWN], gain)
+    if mine is None and peer is None:
+        return f"{what}: nobody."
+    if peer is None:
+        return f"{what}: edgeopt, {gain(mine):.2f} times; no tool's artifact meets the budget."  # type: ignore[arg-type]  # one of the two is there
+    theirs = f"{peer.entry.label}, {gain(peer):.2f} times"
+    if mine is None:
+        return f"{what}: {theirs}; edgeopt has no pick that meets the budget."
+    if gain(mine) >= gain(peer):
+        return f"{what}: edgeopt, {gain(mine):.2f} times; the best tool is {theirs}{_noise(mine, peer, gain)}."
+    return f"{what}: a peer wins: {theirs}; edgeopt's pick {gain(mine):.2f} times{_noise(mine, peer, gain)}."
+
+
+def _noise(mine: Row, peer: Row, gain: Callable[[Row], float]) -> str:
+    """Said where the two speeds are not told apart by their intervals."""
+    if gain is not speed or mine.speedup is None or peer.speedup is None:
+        return ""
+    overlap = mine.speedup.low <= peer.speedup.high and peer.speedup.low <= mine.speedup.high
+    return " (their intervals overlap)" if overlap else ""
+
+
+# ---------------------------------------------------------------- one line
+def _line(row: Row, *, is_fastest: bool, is_smallest: bool) -> str:
+    cells = [
+        row.entry.label,
+        _marked(_speedup(row), is_marked=is_fastest),
+        _marked(f"{row.bytes_ratio:.2f}" if row.bytes_ratio else "-", is_marked=is_smallest),
+        *_quality(row),
+        _cost(row),
+        _note(row, is_fastest=is_fastest, is_smallest=is_smallest),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _marked(text: str, *, is_marked: bool) -> str:
+    return f"**{text}**" if is_marked else text
+
+
+def _speedup(row: Row) -> str:
+    return f"{row.speedup.value:.2f} [{row.speedup.low:.2f}, {row.speedup.high:.2f}]" if row.speedup else "-"
+
+
+def _quality(row: Row) -> tuple[str, str, str, str]:
+    found = row.quality
+    if found is None:
+        return "-", "-", "-", "no"
+    return (
+        f"{found.metric} {found.value:.4f}",
+        f"{found.drop:.4f} ({found.ci95[1]:.4f})",
+        ", ".join(_also(row)) or "-",
+        "yes" if is_right(row) else "no",
+    )
+
+
+def _also(row: Row) -> list[str]:
+    """Reported, never decisive."""
+    assert row.quality is not None  # the caller looked
+    shown = []
+    if row.confident_agreement is not None:
+        shown.append(f"agrees {row.confident_agreement:.3f} where p > 0.5")
+    for name, value in row.quality.details:
+        short = _ALSO.get(name.partition("[")[0])
+        if short:
+            shown.append(f"{short} {value:.4f}" if short == "KL" else f"{short} {value:.3f}")
+        elif name.startswith("cosine[") or (name == "cosine" and row.confident_agreement is None):
+            shown.append(f"{name} {value:.4f}")
+    return shown
+
+
+def _cost(row: Row) -> str:
+    if row.record is None or row.entry is CONTROL:
+        return "-"
+    return f"{row.record.wall_s:.0f} / {row.record.cpu_s:.0f}"
+
+
+def _note(row: Row, *, is_fastest: bool, is_smallest: bool) -> str:
+    notes = [row.failure] if row.failure else []
+    notes += ["fastest"] if is_fastest else []
+    notes += ["smallest"] if is_smallest else []
+    notes += [row.recipe] if row.recipe else []
+    notes += row.record.notes if row.record else ()
+    if row.record is not None and not row.is_current:
+        notes.append("made by an earlier state of its sources")
+    return "; ".join(notes).replace("|", "/") or " "

@@ -92,6 +92,11 @@ def prune(model: ir.Model) -> None:
     from onnx_ir.passes import common
 
     common.RemoveUnusedNodesPass()(model)
+    for body in list(model.graphs())[1:]:
+        # onnx_ir looks at the main graph's only
+        for name, value in list(body.initializers.items()):
+            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                del body.initializers[name]
     common.RemoveUnusedOpsetsPass()(model)
 
 

@@ -18,7 +18,7 @@ from edgeopt.graph.naming import Names
 
 
 class QdqWriter:
-    """Adds pairs to the main graph of one model."""
+    """Adds pairs to one model: constants to its main graph, where bodies see them too, nodes beside their reader."""
 
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
@@ -65,7 +65,7 @@ class QdqWriter:
             node.attributes["axis"] = ir.AttrInt64("axis", axis)
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         node.outputs[0].shape = ir.Shape(codes.shape)
-        self._graph.insert_before(reader, node)
+        _graph_of(reader).insert_before(reader, node)
         return node.outputs[0]
 
     def shield(self, node: ir.Node, channels: int) -> None:
@@ -94,13 +94,20 @@ class QdqWriter:
         self._graph.insert_after(source, dequantize)
         node.replace_input_with(0, output)
 
-    def dynamic_quantize(self, value: ir.Value, base: str) -> list[ir.Value]:
-        """Codes, scale and zero point of ``value``, computed at run time; opset 11."""
+    def dynamic_quantize(self, value: ir.Value, base: str, *, graph: ir.Graph) -> list[ir.Value]:
+        """Codes, scale and zero point of ``value``, computed at run time in ``graph``; opset 11.
+
+        A body that reads a tensor from outside quantizes it itself: ONNX Runtime fuses what lies in one graph, and a branch that
+        is not taken costs nothing.
+        """
         node = ir.Node("", "DynamicQuantizeLinear", [value], num_outputs=3, name=self._names.fresh(base))
         types = (ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8)
         for output, suffix, dtype in zip(node.outputs, ("codes", "scale", "zero_point"), types, strict=True):
             output.name, output.type = self._names.fresh(f"{base}_{suffix}"), ir.TensorType(dtype)
-        self._behind(value, node)
+        if value.producer() is None or value.graph is not graph:
+            graph.insert_before(graph[0], node)
+        else:
+            self._behind(value, node)
         return list(node.outputs)
 
     def dequantize_behind(self, node: ir.Node, base: str, scale: NDArray[np.float32], zero_point: NDArray[Any]) -> None:
@@ -113,21 +120,21 @@ class QdqWriter:
         edit.replace_value(output, result)
         dequantize.replace_input_with(0, output)
         output.type = ir.TensorType(ir.DataType.from_numpy(zero_point.dtype))
-        self._graph.insert_after(node, dequantize)
+        edit.insert_after(node, dequantize)
 
     def before(self, anchor: ir.Node, operator: str, inputs: list[ir.Value], base: str, **attributes: int) -> ir.Value:
         """The output of a new float operator in front of ``anchor``."""
         node = self._node(operator, inputs, f"{base}_{operator}")
         for name, value in attributes.items():
             node.attributes[name] = ir.AttrInt64(name, value)
-        self._graph.insert_before(anchor, node)
+        _graph_of(anchor).insert_before(anchor, node)
         return node.outputs[0]
 
     def insert(self, anchor: ir.Node, node: ir.Node) -> None:
         """Put a ready node in front of ``anchor`` and name its outputs."""
         for index, output in enumerate(node.outputs):
             output.name = self._names.fresh(f"{node.name}_{index}")
-        self._graph.insert_before(anchor, node)
+        _graph_of(anchor).insert_before(anchor, node)
 
     def _behind(self, value: ir.Value, *nodes: ir.Node) -> None:
         producer = value.producer()
@@ -141,3 +148,9 @@ class QdqWriter:
         node = ir.Node("", operator, inputs, name=name)
         node.outputs[0].name = name
         return node
+
+
+def _graph_of(node: ir.Node) -> ir.Graph:
+    if not isinstance(node.graph, ir.Graph):
+        raise ValueError(f"node {node.name!r} is in no graph")  # noqa: TRY004  # a caller's slip, not a type to pass
+    return node.graph

@@ -10,7 +10,8 @@ kernels can run as integers; a pair that it cannot fuse costs two more passes ov
   or carried operator reads its output;
 - what leaves the graph stays float: a layer whose output is a graph output is left out where its kernel has no float output.
 
-Bodies of If and Loop are left float.
+``place`` looks at the main graph: what bodies of If, Loop and Scan hold has no observed ranges. :func:`everywhere` and :func:`lstms`, which
+need none, look into the bodies too.
 """
 
 from __future__ import annotations
@@ -99,6 +100,16 @@ def layers(graph: ir.Graph, *, operators: Collection[str] = LAYERS) -> list[Laye
     return [layer for layer in found if layer is not None]
 
 
+def everywhere(model: ir.Model, *, operators: Collection[str] = LAYERS) -> list[Layer]:
+    """:func:`layers` of the main graph and of the bodies of If, Loop and Scan, which may read a weight or an input from outside."""
+    return [layer for graph in model.graphs() for layer in layers(graph, operators=operators)]
+
+
+def lstms(model: ir.Model) -> list[ir.Node]:
+    """LSTM nodes that the integer kernel can replace, bodies included: constant float32 weights, time first."""
+    return [node for graph in model.graphs() for node in graph if _is_integer_lstm(node)]
+
+
 def place(graph: ir.Graph, *, skip: Collection[str] = ()) -> Placement:
     """Where the pairs go when every layer but those called ``skip`` is quantized."""
     chosen = [layer for layer in layers(graph) if layer.name not in skip and _may_leave(layer)]
@@ -125,6 +136,12 @@ def place(graph: ir.Graph, *, skip: Collection[str] = ()) -> Placement:
             known.add(layer.data)
             placement.consumed.append(layer.data)
     return placement
+
+
+def depthwise(graph: ir.Graph) -> frozenset[str]:
+    """Names of the layers that convolve each group's one input channel alone."""
+    convolutions = [layer for layer in layers(graph, operators=("Conv",)) if _integer(layer.node, "group") > 1]
+    return frozenset(layer.name for layer in convolutions if layer.weight.shape and layer.weight.shape[1] == 1)
 
 
 def float_layers(graph: ir.Graph, quantized: Collection[ir.Node]) -> list[tuple[ir.Node, int]]:
@@ -171,6 +188,13 @@ def _layer(node: ir.Node) -> Layer | None:
         return None
     output = node.outputs[0] if node.op_type == "MatMul" else absorbed(node.outputs[0])
     return Layer(layer_name(node), node, data, weight, axis, output)
+
+
+def _is_integer_lstm(node: ir.Node) -> bool:
+    if node.op_type != "LSTM" or node.domain not in ("", "ai.onnx") or _integer(node, "layout"):
+        return False
+    weights = [tensors.constant(value) for value in node.inputs[1:3]]
+    return len(weights) == 2 and all(weight is not None and weight.dtype == ir.DataType.FLOAT for weight in weights)
 
 
 def _plain_gemm(node: ir.Node) -> bool:

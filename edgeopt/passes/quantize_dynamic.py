@@ -1,9 +1,11 @@
 """Dynamic 8-bit quantization: integer weights now, activation scales computed at every inference.
 
-Runs after the graph is clean (and after transformer fusion, whose operators it leaves alone). Needs no data, but is lossy all
-the same. MatMul and Gemm become DynamicQuantizeLinear + MatMulInteger, which ONNX Runtime fuses to
-DynamicQuantizeMatMul or MatMulIntegerToFloat; LSTM becomes com.microsoft DynamicQuantizeLSTM. Convolutions stay float: their dynamic
-kernel, ConvInteger, is many times slower than float.
+Runs after the graph is clean, and after transformer fusion where that pays. Needs no data, but is lossy all the same.
+MatMul and Gemm become DynamicQuantizeLinear + MatMulInteger, which ONNX Runtime fuses to DynamicQuantizeMatMul or
+MatMulIntegerToFloat; so does the projection that a fused Attention holds (``graph.projections``). LSTM becomes
+com.microsoft DynamicQuantizeLSTM. Bodies of If, Loop and Scan are treated like the main graph, where the constants of all lie, so that what
+several share is stored once. Convolutions stay float: their dynamic kernel, ConvInteger, is many times slower than float; GRU
+has none.
 
 Settings (all optional):
 
@@ -26,7 +28,7 @@ from edgeopt.calibrate import qparams
 from edgeopt.calibrate.qparams import DtypeName, QParams
 from edgeopt.calibrate.scheme import read_names, read_settings
 from edgeopt.errors import PassFailed
-from edgeopt.graph import edit, quantizable, tensors
+from edgeopt.graph import edit, projections, quantizable, tensors
 from edgeopt.graph.qdq import QdqWriter
 from edgeopt.graph.quantizable import Layer
 from edgeopt.protocols import Evidence, Settings
@@ -65,7 +67,7 @@ class QuantizeDynamic:
             return "the model is quantized already"
         if target.name.startswith("tensorrt"):
             return "TensorRT has no DynamicQuantizeLinear"
-        if not signature.count("MatMul", "Gemm", "LSTM"):
+        if not signature.count("MatMul", "Gemm", "LSTM", "com.microsoft::Attention"):
             if signature.count("GRU"):
                 return "ONNX Runtime has no dynamic integer kernel for GRU"
             return "the model has no MatMul, Gemm or LSTM; dynamic integer convolution is slower than float"
@@ -91,31 +93,36 @@ class QuantizeDynamic:
 
     def layers(self, model: Model) -> tuple[str, ...]:
         """Names of the layers that would be quantized, in graph order: what ``skip`` may list."""
-        return tuple(layer.name for layer in quantizable.layers(model.graph, operators=_LAYERS))
+        spelled_out = edit.copy(model)
+        projections.spell_out(spelled_out)
+        wanted = {layer.node for layer in quantizable.everywhere(spelled_out, operators=_LAYERS)}
+        wanted.update(quantizable.lstms(spelled_out))
+        names = [quantizable.layer_name(node) for node in edit.nodes(spelled_out) if node in wanted]
+        return tuple(dict.fromkeys(names))
 
 
 class _DynamicQuantizer:
-    """One dynamic quantization of one model's main graph."""
+    """One dynamic quantization of one model."""
 
     def __init__(self, model: ir.Model, scheme: DynamicScheme) -> None:
         self._model = model
         self._writer = QdqWriter(model)
         self._scheme = scheme
         self._skip = read_names(scheme.skip)
-        self._inputs: dict[ir.Value, list[ir.Value]] = {}
+        self._inputs: dict[tuple[ir.Value, object], list[ir.Value]] = {}
 
     def write(self) -> int:
         """How many layers were quantized."""
-        layers = [
-            layer for layer in quantizable.layers(self._model.graph, operators=_LAYERS) if layer.name not in self._skip
-        ]
+        projections.spell_out(self._model, skip=self._skip)
+        found = quantizable.everywhere(self._model, operators=_LAYERS)
+        layers = [layer for layer in found if layer.name not in self._skip]
         for layer in layers:
             self._write_matmul(layer)
-        lstms = [node for node in self._model.graph if self._is_lstm(node)]
+        lstms = [node for node in quantizable.lstms(self._model) if quantizable.layer_name(node) not in self._skip]
         for node in lstms:
             self._write_lstm(node)
         if self._scheme.embeddings:
-            for node in [node for node in self._model.graph if node.op_type == "Gather"]:
+            for node in [node for node in edit.nodes(self._model) if node.op_type == "Gather"]:
                 self._write_table(node)
         return len(layers) + len(lstms)
 
@@ -147,20 +154,14 @@ class _DynamicQuantizer:
         self._replace(node, [result])
 
     def _dynamic(self, layer: Layer) -> list[ir.Value]:
-        """The layer's input as codes, scale and zero point; layers that read the same tensor share them."""
-        if layer.data not in self._inputs:
-            base = f"{layer.data.name}_quantized"
-            self._inputs[layer.data] = self._writer.dynamic_quantize(layer.data, base)
-        return self._inputs[layer.data]
-
-    def _is_lstm(self, node: ir.Node) -> bool:
-        if node.op_type != "LSTM" or node.domain not in ("", "ai.onnx") or quantizable.layer_name(node) in self._skip:
-            return False
-        layout = node.attributes.get("layout")
-        if layout is not None and layout.as_int() != 0:
-            return False
-        weights = [tensors.constant(value) for value in node.inputs[1:3]]
-        return all(weight is not None and weight.dtype == ir.DataType.FLOAT for weight in weights)
+        """The layer's input as codes, scale and zero point; layers of one graph that read the same tensor share them."""
+        # Not ``layer.data``: that may have been the output of a layer that is written by now.
+        data, graph = layer.node.inputs[0], layer.node.graph
+        assert data is not None and isinstance(graph, ir.Graph)  # noqa: S101, PT018 - a layer was found in one
+        key = (data, graph)
+        if key not in self._inputs:
+            self._inputs[key] = self._writer.dynamic_quantize(data, f"{data.name}_quantized", graph=graph)
+        return self._inputs[key]
 
     def _write_lstm(self, node: ir.Node) -> None:
         inputs: list[ir.Value | None] = [*node.inputs, *([None] * (8 - len(node.inputs)))]

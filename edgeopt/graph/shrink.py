@@ -1,0 +1,254 @@
+"""A smaller graph out of a set of removed units; and the same graph with those units silenced, which computes the same.
+
+Stands under ``passes.prune_channels``. In comes a model, what ``groups`` found in it and which units of which family go; out goes a copy whose constants are cut and whose
+counting numbers (a Reshape's target, the sizes of a Split, the groups of a Conv, a cell's hidden size) are rewritten. :func:`zeroed` keeps all
+shapes and clears the columns that read the units: what the two compute is equal up to rounding, and the tests hold them against each other.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeopt.errors import PassFailed
+from edgeopt.graph import edit, shapes, tensors
+from edgeopt.graph.groups import ChannelGroups, Rewrite
+from edgeopt.graph.naming import Names
+
+_Places = dict[str, dict[int, set[int]]]
+"""Constant to axis to indices."""
+_EQUAL_BY_CHANCE = 8192
+"""Elements: as long as a bias, a scale or a depthwise kernel gets."""
+_Cut = Callable[[NDArray[Any], int, list[int]], NDArray[Any]]
+
+
+def shrink(model: ir.Model, groups: ChannelGroups, removed: Mapping[str, Collection[int]]) -> ir.Model:
+    """A copy of ``model`` without the units ``removed``: family name to unit numbers.
+
+    Raises :class:`~edgeopt.errors.PassFailed` where a family is unknown, would lose all its units, or where a tensor would become empty.
+    """
+    _check(groups, removed)
+    smaller = edit.copy(model)
+    _apply(smaller, _places(groups, removed, roles=("producer", "consumer", "follower")), _delete)
+    gone = _gone(groups, removed)
+    nodes = {str(node.outputs[0].name): node for node in smaller.graph if node.outputs}
+    names = Names(smaller)
+    for rewrite in groups.rewrites:
+        if any(number in gone for part in rewrite.parts for number in part):
+            _rewrite(nodes[rewrite.node], rewrite, [_left(part, gone, rewrite) for part in rewrite.parts], names)
+    edit.prune(smaller)
+    _refresh_shapes(smaller)
+    edit.restore_interface(smaller, model)
+    return smaller
+
+
+def unshared(model: ir.Model) -> ir.Model:
+    """A copy of ``model`` in which every small float constant has one reader.
+
+    Exporters and clean-ups store equal biases once, and a bias that two layers share ties their channels together for no reason. Weights that
+    are too large to be equal by chance stay shared.
+    """
+    own = edit.copy(model)
+    names = Names(own)
+    for value in list(own.graph.initializers.values()):
+        tensor = tensors.constant(value)
+        if tensor is None or tensor.size > _EQUAL_BY_CHANCE or not tensor.dtype.is_floating_point():
+            continue
+        for use in [use for use in list(value.uses())[1:] if use.node.graph is own.graph]:
+            copied = edit.add_initializer(own.graph, names.fresh(str(value.name)), np.array(tensor.numpy()))
+            use.node.replace_input_with(use.idx, copied)
+    return own
+
+
+def zeroed(model: ir.Model, groups: ChannelGroups, removed: Mapping[str, Collection[int]]) -> ir.Model:
+    """A copy of ``model``, all shapes kept, in which nothing reads the units ``removed`` any more."""
+    _check(groups, removed)
+    silenced = edit.copy(model)
+    _apply(silenced, _places(groups, removed, roles=("consumer",)), _clear)
+    return silenced
+
+
+def _check(groups: ChannelGroups, removed: Mapping[str, Collection[int]]) -> None:
+    families = {family.name: family for family in groups.families}
+    for name, units in removed.items():
+        if name not in families:
+            raise PassFailed(
+                f"there is no family called {name!r} among {len(families)}",
+                hint="Name a family that the dependency analysis found in this very model.",
+            )
+        count = families[name].units
+        outside = [unit for unit in units if not 0 <= unit < count]
+        if outside or len(set(units)) >= count:
+            what = f"unit {outside[0]}" if outside else "all units"
+            raise PassFailed(
+                f"{what} of family {name!r} cannot be removed: it has {count}",
+                hint="Remove fewer units than the family has.",
+            )
+
+
+def _places(groups: ChannelGroups, removed: Mapping[str, Collection[int]], *, roles: Collection[str]) -> _Places:
+    places: _Places = defaultdict(lambda: defaultdict(set))
+    for family in groups.families:
+        for slot in family.slots:
+            if slot.role in roles:
+                for unit in removed.get(family.name, ()):
+                    places[slot.constant][slot.axis].update(slot.indices[unit])
+    return places
+
+
+def _gone(groups: ChannelGroups, removed: Mapping[str, Collection[int]]) -> set[int]:
+    """The removed units, as numbers over all families laid end to end."""
+    gone: set[int] = set()
+    start = 0
+    for family in groups.families:
+        gone.update(start + unit for unit in removed.get(family.name, ()))
+        start += family.units
+    return gone
+
+
+def _left(part: tuple[int, ...], gone: set[int], rewrite: Rewrite) -> int:
+    left = sum(number not in gone for number in part)
+    if part and not left:
+        raise PassFailed(
+            f"a part of what node {rewrite.node!r} works on would become empty: all of its {len(part)} channels go",
+            hint="Remove fewer units.",
+        )
+    return left
+
+
+def _delete(data: NDArray[Any], axis: int, indices: list[int]) -> NDArray[Any]:
+    return np.delete(data, indices, axis=axis)
+
+
+def _clear(data: NDArray[Any], axis: int, indices: list[int]) -> NDArray[Any]:
+    cleared = np.array(data)
+    cleared[(slice(None),) * axis + (indices,)] = 0
+    return cleared
+
+
+def _apply(model: ir.Model, places: _Places, change: _Cut) -> None:
+    values = {str(value.name): value for value in model.graph.initializers.values()}
+    for node in model.graph:
+        if node.op_type == "Constant":
+            values[str(node.outputs[0].name)] = node.outputs[0]
+    for name, axes in places.items():
+        value = values[name]
+        tensor = tensors.constant(value)
+        if tensor is None:
+            raise PassFailed(f"{name!r} is no constant", hint="Analyse the model that is to be cut.")
+        data = np.asarray(tensor.numpy())
+        for axis, indices in axes.items():
+            data = change(data, axis, sorted(indices))
+        _store(value, ir.Tensor(np.ascontiguousarray(data), dtype=tensor.dtype, name=name))
+
+
+def _store(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    value.shape = ir.Shape(tensor.shape.numpy())
+    node = value.producer()
+    if node is None:
+        value.const_value = tensor
+        return
+    node.attributes.clear()
+    node.attributes["value"] = ir.AttrTensor("value", tensor)
+
+
+def _rewrite(node: ir.Node, rewrite: Rewrite, left: list[int], names: Names) -> None:
+    match rewrite.what:
+        case "group" | "hidden_size" | "num_heads":
+            node.attributes[rewrite.what] = ir.AttrInt64(rewrite.what, left[0])
+        case "target":
+            _set_number(node, rewrite.position, rewrite.entry, left[0], names)
+        case "slice":
+            _set_number(node, 1, rewrite.entry, left[0], names)
+            _set_number(node, 2, rewrite.entry, left[0] + left[1], names)
+        case "split":
+            _set_split(node, left, names)
+
+
+def _set_split(node: ir.Node, left: list[int], names: Names) -> None:
+    by_attribute = "split" in node.attributes or _opset(node) < 13
+    node.attributes.pop("num_outputs", None)
+    if by_attribute:
+        node.attributes["split"] = ir.AttrInt64s("split", left)
+        return
+    sizes = _constant(node, "split", np.asarray(left, dtype=np.int64), names)
+    if len(node.inputs) > 1:
+        node.replace_input_with(1, sizes)
+    else:
+        node.resize_inputs(2)
+        node.replace_input_with(1, sizes)
+
+
+def _opset(node: ir.Node) -> int:
+    graph = node.graph
+    return graph.opset_imports.get("", 1) if isinstance(graph, ir.Graph) else 1
+
+
+def _set_number(node: ir.Node, position: int, entry: int, number: int, names: Names) -> None:
+    """Replace one number of an integer input: of a constant, or of the constant part of a Concat."""
+    value = node.inputs[position]
+    data = tensors.array(value)
+    if data is not None:
+        changed = np.array(data)
+        changed.reshape(-1)[entry] = number
+        node.replace_input_with(position, _constant(node, "size", changed, names))
+        return
+    maker = value.producer() if value is not None else None
+    if maker is None or maker.op_type not in _FOLLOWED:
+        raise PassFailed(
+            f"the length that node {node.name or node.outputs[0].name!r} computes cannot be rewritten",
+            hint="Run the pass tidy first, which makes such lengths constant.",
+        )
+    own = _duplicate(maker, names)
+    node.replace_input_with(position, own.outputs[0])
+    at = 0
+    if maker.op_type == "Concat":
+        while entry >= (count := _count(own.inputs[at])):
+            at, entry = at + 1, entry - count
+    _set_number(own, at, entry, number, names)
+
+
+_FOLLOWED = ("Concat", "Cast", "Identity", "Unsqueeze", "Squeeze")
+
+
+def _count(value: ir.Value | None) -> int:
+    data = tensors.array(value)
+    if data is not None:
+        return int(data.size)
+    shape = value.shape if value is not None else None
+    return int(np.prod(shape.numpy())) if shape is not None and shape.is_static() else 1
+
+
+def _duplicate(node: ir.Node, names: Names) -> ir.Node:
+    """The same node once more, right behind it, so that its other readers keep what they had."""
+    attributes = list(node.attributes.values())
+    own = ir.Node(node.domain, node.op_type, node.inputs, attributes, name=names.fresh(node.name or node.op_type))
+    own.outputs[0].name = names.fresh(f"{node.outputs[0].name}_cut")
+    own.outputs[0].type = node.outputs[0].type
+    edit.insert_after(node, own)
+    return own
+
+
+def _constant(node: ir.Node, base: str, data: NDArray[Any], names: Names) -> ir.Value:
+    graph = node.graph
+    if not isinstance(graph, ir.Graph):
+        raise PassFailed(f"node {node.name!r} is in no graph", hint="Analyse the model that is to be cut.")
+    return edit.add_initializer(graph, names.fresh(f"{node.outputs[0].name}_{base}"), data)
+
+
+def _refresh_shapes(model: ir.Model) -> None:
+    """Forget what was known of values inside, since some of it is wrong by now, and infer it again."""
+    known = shapes.symbols(model)
+    outputs = set(model.graph.outputs)
+    for node in model.graph:
+        if node.op_type != "Constant":
+            for value in node.outputs:
+                if value not in outputs:
+                    value.shape = None
+    shapes.infer(model)
+    shapes.forget_invented(model, known)

@@ -1,7 +1,7 @@
 """Which weights of a graph are worth storing in fewer bits, and what they look like as rows.
 
-Stands under ``passes.quantize_weights``; looks, never edits. A weight is a float32 constant of the main graph that no caller may override, whoever
-reads it: layers, lookup tables, recurrent cells. Its *rows* are its output channels, since those get scales of their own; a lookup table's rows are its
+Stands under ``passes.quantize_weights``; looks, never edits. A weight is a float32 constant that no caller may override, wherever it lies and whoever
+reads it: layers, lookup tables, recurrent cells, in the main graph or in a body of If, Loop or Scan. Its *rows* are its output channels, since those get scales of their own; a lookup table's rows are its
 entries. Two readers share one weight.
 """
 
@@ -95,9 +95,9 @@ class Weight:
 
 
 def weights(graph: ir.Graph) -> list[Weight]:
-    """The main graph's weights in the order of their first readers."""
+    """The weights that ``graph`` and the bodies in it read, in the order of their first readers."""
     found: dict[ir.Value, Weight] = {}
-    for node in graph:
+    for node in ir.traversal.RecursiveGraphIterator(graph):
         for value in node.inputs:
             if value is None or value in found or not _is_weight(value):
                 continue

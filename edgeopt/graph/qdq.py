@@ -139,7 +139,7 @@ class QdqWriter:
     def _behind(self, value: ir.Value, *nodes: ir.Node) -> None:
         producer = value.producer()
         if producer is not None:
-            self._graph.insert_after(producer, nodes)
+            _graph_of(producer).insert_after(producer, nodes)
         else:
             self._graph.insert_before(self._graph[0], nodes)
 

@@ -1,0 +1,145 @@
+"""Recurrent cells, control flow, shared weights and packed attention under the quantization passes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import builders
+import numpy as np
+import onnx_ir as ir
+import pytest
+import special
+from builders import FakeEvidence
+from fused import noise_ratio, operators
+
+from edgeopt.graph import check, edit
+from edgeopt.passes.quantize_dynamic import QuantizeDynamic
+from edgeopt.passes.quantize_weights import QuantizeWeights
+
+
+def quantize(model: ir.Model, **settings: Any) -> ir.Model:
+    quantized = QuantizeDynamic().apply(model, settings, FakeEvidence(model, samples=0))
+    check.verify(quantized, like=model)
+    return quantized
+
+
+def counts(model: ir.Model) -> Counter[str]:
+    """How often each operator occurs, bodies included."""
+    return Counter(node.op_type for node in edit.nodes(model))
+
+
+def matrices(model: ir.Model, dtype: ir.DataType) -> list[str]:
+    """Names of the matrices of one type among the constants, bodies included; a row of scales is none."""
+    constants = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    return [
+        str(tensor.name)
+        for tensor in constants
+        if tensor is not None and tensor.dtype == dtype and sum(side > 1 for side in tensor.shape.numpy()) > 1
+    ]
+
+
+def test_a_bidirectional_lstm_with_peepholes_and_lengths_runs_in_integers(tmp_path: Path) -> None:
+    model = special.lstm_stack()
+    quantized = quantize(model)
+    assert operators(quantized, tmp_path)["DynamicQuantizeLSTM"] == 2
+    assert noise_ratio(model, quantized) < 0.01
+
+
+@pytest.mark.parametrize("name", ["recurrent_branches", "nested_loop", "scan"])
+def test_layers_in_bodies_become_integers_and_none_of_their_float_weights_is_left(name: str) -> None:
+    model = getattr(special, name)()
+    quantized = quantize(model)
+    assert not {"MatMul", "Gemm", "LSTM"} & set(counts(quantized))
+    assert not matrices(quantized, ir.DataType.FLOAT)
+    assert noise_ratio(model, quantized) < 0.01
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_both_branches_of_an_if_compute_what_they_did(flag: bool) -> None:  # noqa: FBT001 - a case, not an option
+    model = special.recurrent_branches()
+    feeds = {**builders.feeds(model, seed=1), "flag": np.array(flag)}
+    right, found = builders.run(model, feeds)[0], builders.run(quantize(model), feeds, optimized=True)[0]
+    assert np.square(found - right).sum() < 0.01 * np.square(right).sum()
+
+
+def test_a_weight_that_bodies_and_the_main_graph_share_is_quantized_once_and_stays_shared() -> None:
+    quantized = quantize(special.recurrent_branches())
+    # The shared one, the else branch's own, and the LSTM's two.
+    assert len(matrices(quantized, ir.DataType.INT8)) == 4
+    readers = [node for node in edit.nodes(quantized) if node.op_type == "MatMulInteger"]
+    assert Counter(node.inputs[1] for node in readers).most_common(1)[0][1] == 3
+
+
+def test_a_layer_in_a_loop_is_fused_by_the_runtime(tmp_path: Path) -> None:
+    import onnx
+
+    operators(quantize(special.scan()), tmp_path)
+    optimized = ir.from_proto(onnx.load(tmp_path / "optimized.onnx"))
+    assert counts(optimized)["DynamicQuantizeMatMul"] == 2
+    assert counts(optimized)["MatMulInteger"] == 0
+
+
+@pytest.mark.parametrize("name", ["lstm_stack", "recurrent_branches", "nested_loop", "scan", "tied_embedding"])
+def test_layers_lists_exactly_what_apply_changes(name: str) -> None:
+    model = getattr(special, name)()
+    layers = QuantizeDynamic().layers(model)
+    before = {node.name for node in edit.nodes(model) if node.op_type in ("MatMul", "Gemm", "LSTM")}
+    assert set(layers) == before
+    for layer in layers:
+        others = [name for name in layers if name != layer]
+        alone = quantize(model, skip=json.dumps(others))
+        left = {node.name for node in edit.nodes(alone) if node.op_type in ("MatMul", "Gemm", "LSTM")}
+        assert left == set(others)
+
+
+@pytest.mark.parametrize("mask", ["padding", "bias"])
+def test_the_projection_of_a_packed_attention_is_quantized(mask: str, tmp_path: Path) -> None:
+    model = special.packed_attention(mask=mask)
+    quantized = quantize(model)
+    left = operators(quantized, tmp_path)
+    assert left["MultiHeadAttention"] == 1
+    assert left["Attention"] == 0
+    assert left["DynamicQuantizeMatMul"] + left["MatMulIntegerToFloat"] == 2
+    assert not matrices(quantized, ir.DataType.FLOAT)
+    assert noise_ratio(model, quantized) < 0.01
+    assert len(QuantizeDynamic().layers(model)) == 2
+
+
+def test_a_masked_attention_stays_masked() -> None:
+    model = special.packed_attention()
+    feeds = builders.feeds(model, seed=2, symbols=5)
+    feeds["mask"] = np.array([[1] * 5, [1, 1, 1, 0, 0]] + [[1, 0, 0, 0, 0]] * 3, np.int32)
+    right, found = builders.run(model, feeds)[0], builders.run(quantize(model), feeds, optimized=True)[0]
+    assert np.square(found - right).sum() < 0.001 * np.square(right).sum()
+
+
+def test_an_attention_whose_mask_means_something_else_is_left_alone() -> None:
+    quantized = quantize(special.packed_attention(mask="lengths"))
+    assert counts(quantized)["Attention"] == 1
+
+
+def test_a_skipped_attention_stays_fused_and_float() -> None:
+    model = special.packed_attention()
+    name = QuantizeDynamic().layers(model)[0]
+    assert counts(quantize(model, skip=json.dumps([name])))["Attention"] == 1
+
+
+def test_a_tied_embedding_is_looked_up_in_float_and_multiplied_in_integers(tmp_path: Path) -> None:
+    model = special.tied_embedding()
+    quantized = quantize(model)
+    assert operators(quantized, tmp_path)["DynamicQuantizeMatMul"] == 2
+    assert len(matrices(quantized, ir.DataType.FLOAT)) == 1
+    assert noise_ratio(model, quantized) < 0.01
+
+
+@pytest.mark.parametrize("name", ["gru", "recurrent_branches", "nested_loop", "scan", "tied_embedding"])
+def test_packed_weights_reach_recurrent_cells_bodies_and_tied_tables(name: str) -> None:
+    model = getattr(special, name)()
+    packed = QuantizeWeights().apply(model, {"bits": 8}, FakeEvidence(model))
+    check.verify(packed, like=model)
+    assert not matrices(packed, ir.DataType.FLOAT)
+    assert len(builders.to_bytes(packed)) < 0.32 * len(builders.to_bytes(model))
+    assert noise_ratio(model, packed) < 1e-3

@@ -105,7 +105,10 @@ def _repaired(signature: Signature, target: Target) -> Iterator[tuple[Step, ...]
     rounded = () if fast else (Step.of("round_weights", reduced_range=True),)
     narrow = not fast
     if outliers:
-        yield (*migrated, *rounded, Step.of("quantize_dynamic", per_channel=True, reduced_range=narrow))
+        dynamic = Step.of("quantize_dynamic", per_channel=True, reduced_range=narrow)
+        # fused last: the repairs know products, and the quantizer knows the one in a fused attention
+        yield (*migrated, *rounded, Step.of("fuse_transformer"), dynamic)
+        yield (*migrated, *rounded, dynamic)
     if outliers or (rounded and signature.count("Conv")):
         static = next(_static_steps(target, _MATRIX_RANGES[:1], fast=fast))
         yield (*migrated, *rounded, static)

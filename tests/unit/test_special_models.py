@@ -58,7 +58,7 @@ def test_layers_in_bodies_become_integers_and_none_of_their_float_weights_is_lef
 
 
 @pytest.mark.parametrize("flag", [True, False])
-def test_both_branches_of_an_if_compute_what_they_did(flag: bool) -> None:  # noqa: FBT001 - a case, not an option
+def test_both_branches_of_an_if_compute_what_they_did(flag: bool) -> None:
     model = special.recurrent_branches()
     feeds = {**builders.feeds(model, seed=1), "flag": np.array(flag)}
     right, found = builders.run(model, feeds)[0], builders.run(quantize(model), feeds, optimized=True)[0]

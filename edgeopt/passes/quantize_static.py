@@ -11,6 +11,8 @@ Settings (all optional):
 - ``per_channel``     one weight scale for each output channel
 - ``reduced_range``   7-bit weights, for x86 kernels that saturate (no VNNI)
 - ``symmetric``       activations with their zero in the middle and float biases: what TensorRT takes
+- ``depthwise``       false leaves convolutions of one input channel a group float: TensorRT has no integer kernel for
+                      them and pads every group to four channels
 - ``bias_correction`` see ``calibrate.bias``
 - ``skip``            JSON list of names of nodes that stay float
 """
@@ -55,6 +57,7 @@ class Scheme:
     per_channel: bool = True
     reduced_range: bool = False
     symmetric: bool = False
+    depthwise: bool = True
     bias_correction: bool = False
     skip: str = "[]"
 
@@ -88,10 +91,12 @@ class QuantizeStatic:
         """The quantized model; raises :class:`~edgeopt.errors.PassFailed` where nothing can be quantized."""
         scheme = read_settings(Scheme, settings, technique=self.name)
         scheme.check()
-        skip = read_names(scheme.skip)
         _check_opset(model, scheme)
         quantized = edit.copy(model)
         fuse_gemm(quantized)
+        skip = read_names(scheme.skip)
+        if not scheme.depthwise:
+            skip |= quantizable.depthwise(quantized.graph)
         placement = quantizable.place(quantized.graph, skip=skip)
         if not placement.layers:
             raise PassFailed(

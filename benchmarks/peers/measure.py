@@ -16,18 +16,19 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeopt import device
 from edgeopt.calibrate.samples import open_samples
 from edgeopt.errors import EdgeoptError
+from edgeopt.graph import endings
 from edgeopt.graph.load import load
 from edgeopt.layout import MANIFEST_FILE
-from edgeopt.protocols import Array, Feeds
 from edgeopt.records import Artifact, Goal, Interval, Quality, Recipe, TargetRequest
 from edgeopt.runtimes.ort import OnnxRuntime
-from edgeopt.stages import baseline, forms, judges, measure, quality, reference
+from edgeopt.stages import baseline, judges, measure, quality, reference
 from edgeopt.stages.bounds import median_interval
 from edgeopt.stages.measure import Effort
 from edgeopt.stages.reference import Reference
@@ -37,6 +38,9 @@ from edgeopt.stages.signature import signature_of
 from .field import OWN, Entry
 from .prepare import Prepared
 from .produce import Record
+
+if TYPE_CHECKING:
+    from edgeopt.protocols import Array, Feeds
 
 CONTROL = Entry(tool="original", recipe="itself", label="the original against itself")
 _SEED = 0
@@ -97,7 +101,7 @@ def _bench(given: Prepared, folder: Path, threads: int) -> Bench:
     original = OnnxRuntime().compile(given.model, Recipe(), target)
     samples = open_samples(given.eval, signature, unpack_to=folder)
     with Runner(original) as runner:
-        judged = reference.make(runner, samples, signature, forms.final_operators(model), folder)
+        judged = reference.make(runner, samples, signature, endings.final_operators(model), folder)
     return Bench(judged, original, given.model.stat().st_size, baseline.typical(judged), threads)
 
 

@@ -22,10 +22,11 @@ import numpy as np
 
 from edgeopt import device
 from edgeopt.calibrate.samples import open_samples
+from edgeopt.graph import endings
 from edgeopt.graph.load import load
 from edgeopt.records import Recipe, TargetRequest
 from edgeopt.runtimes.ort import OnnxRuntime
-from edgeopt.stages import forms, reference
+from edgeopt.stages import reference
 from edgeopt.stages.runners import Runner
 from edgeopt.stages.signature import signature_of
 
@@ -78,7 +79,7 @@ def _look(folder: Path) -> Facts:
         samples = open_samples(folder / "calibration.npz", signature, unpack_to=Path(unpacked))
         feeds = [samples.feeds(index) for index in range(len(samples))]
         np.savez(folder / "feeds.npz", **{name: np.stack([each[name] for each in feeds]) for name in feeds[0]})
-        ends = forms.final_operators(model)
+        ends = endings.final_operators(model)
         judged = reference.make(original, samples, signature, ends, Path(unpacked))
     known = [form for form in judged.forms if form.kind not in ("state", "discrete")]
     decisive = next((form for form in known if form.kind in _JUDGED_BY), known[0])

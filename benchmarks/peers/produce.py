@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,7 @@ class Record:
     cpu_s: float
     peak_memory_bytes: int
     """The largest of the tool's processes."""
+    limit_s: float = 0.0
     failure: str = ""
     notes: tuple[str, ...] = ()
 
@@ -117,16 +119,16 @@ def produce(entry: Entry, given: Prepared, work: Path, *, limit_s: float, again:
     home = work / "artifacts" / given.name / entry.key / key_of(entry, given)
     (home / "out").mkdir(parents=True, exist_ok=True)
     if entry.tool != OWN and (reason := environment(entry, work / "venvs")):
-        made = Record(model="", wall_s=0.0, cpu_s=0.0, peak_memory_bytes=0, failure=reason)
+        made = Record(model="", wall_s=0.0, cpu_s=0.0, peak_memory_bytes=0, limit_s=limit_s, failure=reason)
     else:
         made = _run(entry, _command(entry, given, home, work), home, limit_s)
-    (home / _RECORD).write_text(json.dumps({**asdict(made), "limit_s": limit_s}, indent=1))
+    (home / _RECORD).write_text(json.dumps(asdict(made), indent=1))
     return made
 
 
 def _is_worth_another_try(record: Record, limit_s: float, *, again: bool) -> bool:
     if record.is_from_lack_of_time:
-        return record.cpu_s < 0.9 * limit_s
+        return record.limit_s < limit_s
     return again and bool(record.failure)
 
 
@@ -134,10 +136,15 @@ def _command(entry: Entry, given: Prepared, home: Path, work: Path) -> list[str]
     out = home / "out"
     if entry.tool != OWN:
         python = work / "venvs" / entry.tool / "bin" / "python"
-        return [str(python), str(entry.script), entry.recipe, str(given.folder), str(out / "model.onnx")]
+        return [str(python), str(entry.script), entry.recipe, str(_private(given, home)), str(out / "model.onnx")]
     samples = ["--calibration", str(given.calibration), "--eval", str(given.eval)]
     wishes = ["--objective", entry.recipe, "--out", str(out)]
     return [sys.executable, "-m", "edgeopt", "optimize", str(given.model), *samples, *wishes]
+
+
+def _private(given: Prepared, home: Path) -> Path:
+    """A copy of the model's folder: one of the tools writes into the model that it is given."""
+    return Path(shutil.copytree(given.folder, home / "in", dirs_exist_ok=True))
 
 
 def _run(entry: Entry, command: list[str], home: Path, limit_s: float) -> Record:
@@ -151,7 +158,8 @@ def _run(entry: Entry, command: list[str], home: Path, limit_s: float) -> Record
             start_new_session=True,
             env={**os.environ, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""},
         )
-        status, usage, is_late = _wait(process, limit_s)
+        status, usage, is_late = wait_for(process, limit_s)
+    shutil.rmtree(home / "in", ignore_errors=True)
     said = (home / _LOG).read_text(errors="replace")
     model = _artifact(entry, home / "out")
     if is_late:
@@ -165,12 +173,13 @@ def _run(entry: Entry, command: list[str], home: Path, limit_s: float) -> Record
         wall_s=time.monotonic() - started,
         cpu_s=usage.ru_utime + usage.ru_stime,
         peak_memory_bytes=usage.ru_maxrss * 1024,
+        limit_s=limit_s,
         failure=failure,
         notes=tuple(dict.fromkeys(re.findall(r"^NOTE (.{1,160})", said, re.MULTILINE))),
     )
 
 
-def _wait(process: subprocess.Popen[bytes], limit_s: float) -> tuple[int, os.struct_rusage, bool]:
+def wait_for(process: subprocess.Popen[bytes], limit_s: float) -> tuple[int, os.struct_rusage, bool]:
     """(exit status, what its process tree used, whether it had to be ended)."""
     began, ended_at = time.monotonic(), None
     while True:

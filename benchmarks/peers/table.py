@@ -1,19 +1,20 @@
 """Last step: measured rows to Markdown and JSON, the winners marked, and one sentence each that says who won.
 
-A row wins only within the budget: the drop's 95 % bound at most ``max_drop``. Names of tools are ours to print, so nothing is escaped.
+A row wins only within the budget: the drop's 95 % bound at most ``max_drop``. "as seen" stands where only the drop itself is. Names of tools are ours to print, so nothing is escaped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeAlias
 
 from edgeopt.records import Goal
 
 from .field import OWN
 from .measure import CONTROL, Row
 
+Gain: TypeAlias = Callable[[Row], float]
 _BUDGET = Goal().max_drop
 _HEAD = (
     "| tool and recipe | speedup [95 %] | times smaller | metric | drop (bound) | also | within 1 %? | wall / CPU s to make | note |",
@@ -46,6 +47,11 @@ def is_right(row: Row) -> bool:
     return not row.failure and row.quality is not None and row.quality.ci95[1] <= _BUDGET
 
 
+def seems_right(row: Row) -> bool:
+    """Whether the drop that was seen meets the budget, whatever its bound."""
+    return not row.failure and row.quality is not None and row.quality.drop <= _BUDGET
+
+
 def speed(row: Row) -> float:
     return row.speedup.value if row.speedup else 0.0
 
@@ -54,29 +60,38 @@ def size(row: Row) -> float:
     return row.bytes_ratio or 0.0
 
 
-def best(rows: Sequence[Row], gain: Callable[[Row], float]) -> Row | None:
+def best(rows: Sequence[Row], gain: Gain, *, right: Callable[[Row], bool] = is_right) -> Row | None:
     """The right row that gains most; the control row is no contestant."""
-    right = [row for row in rows if is_right(row) and row.entry is not CONTROL]
-    return max(right, key=gain, default=None)
+    return max((row for row in rows if right(row) and row.entry is not CONTROL), key=gain, default=None)
 
 
-def verdict(rows: Sequence[Row], gain: Callable[[Row], float], *, own: str, what: str) -> str:
+def verdict(rows: Sequence[Row], gain: Gain, *, own: str, what: str) -> str:
     """Who is first, and by how much: edgeopt's pick for this objective against the best of the tools."""
     mine = next((row for row in rows if (row.entry.tool, row.entry.recipe) == (OWN, own) and is_right(row)), None)
-    peer = best([row for row in rows if row.entry.tool != OWN], gain)
-    if mine is None and peer is None:
-        return f"{what}: nobody."
-    if peer is None:
-        return f"{what}: edgeopt, {gain(mine):.2f} times; no tool's artifact meets the budget."  # type: ignore[arg-type]  # one of the two is there
-    theirs = f"{peer.entry.label}, {gain(peer):.2f} times"
+    tools = [row for row in rows if row.entry.tool != OWN]
+    return f"{what}: {_first(mine, best(tools, gain), gain)}.{_aside(mine, best(tools, gain, right=seems_right), gain)}"
+
+
+def _first(mine: Row | None, peer: Row | None, gain: Gain) -> str:
+    theirs = f"{peer.entry.label}, {gain(peer):.2f} times" if peer else "no tool's artifact"
     if mine is None:
-        return f"{what}: {theirs}; edgeopt has no pick that meets the budget."
+        return f"{theirs}; edgeopt has no pick that meets the budget"
+    if peer is None:
+        return f"edgeopt, {gain(mine):.2f} times; no tool's artifact meets the budget"
     if gain(mine) >= gain(peer):
-        return f"{what}: edgeopt, {gain(mine):.2f} times; the best tool is {theirs}{_noise(mine, peer, gain)}."
-    return f"{what}: a peer wins: {theirs}; edgeopt's pick {gain(mine):.2f} times{_noise(mine, peer, gain)}."
+        return f"edgeopt, {gain(mine):.2f} times; the best tool is {theirs}{_noise(mine, peer, gain)}"
+    return f"a peer wins: {theirs}; edgeopt's pick {gain(mine):.2f} times{_noise(mine, peer, gain)}"
 
 
-def _noise(mine: Row, peer: Row, gain: Callable[[Row], float]) -> str:
+def _aside(mine: Row | None, peer: Row | None, gain: Gain) -> str:
+    """A tool that is ahead if the drop that was seen is believed: the bound is edgeopt's own rule, not the tool's."""
+    if peer is None or is_right(peer) or (mine is not None and gain(mine) >= gain(peer)):
+        return ""
+    seen = peer.quality.drop if peer.quality else 0.0
+    return f" By the drop seen ({seen:.4f}) and not its bound, {peer.entry.label} would be first with {gain(peer):.2f}."
+
+
+def _noise(mine: Row, peer: Row, gain: Gain) -> str:
     """Said where the two speeds are not told apart by their intervals."""
     if gain is not speed or mine.speedup is None or peer.speedup is None:
         return ""
@@ -113,7 +128,7 @@ def _quality(row: Row) -> tuple[str, str, str, str]:
         f"{found.metric} {found.value:.4f}",
         f"{found.drop:.4f} ({found.ci95[1]:.4f})",
         ", ".join(_also(row)) or "-",
-        "yes" if is_right(row) else "no",
+        "yes" if is_right(row) else "as seen" if seems_right(row) else "no",
     )
 
 
@@ -127,7 +142,7 @@ def _also(row: Row) -> list[str]:
         short = _ALSO.get(name.partition("[")[0])
         if short:
             shown.append(f"{short} {value:.4f}" if short == "KL" else f"{short} {value:.3f}")
-        elif name.startswith("cosine[") or (name == "cosine" and row.confident_agreement is None):
+        elif name.startswith("cosine") and row.confident_agreement is None:
             shown.append(f"{name} {value:.4f}")
     return shown
 

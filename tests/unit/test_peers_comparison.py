@@ -1,0 +1,178 @@
+"""The comparison with the field's tools: who wins, what a failure looks like, what is made again. No tool runs here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.peers import produce, table
+from benchmarks.peers.field import FIELD, OWN, Entry, Facts, chosen
+from benchmarks.peers.measure import CONTROL, Row
+from benchmarks.peers.prepare import Prepared
+from benchmarks.peers.produce import Record
+from edgeopt.records import Interval, Quality
+
+MADE = Record(model="/somewhere/model.onnx", wall_s=12.0, cpu_s=10.0, peak_memory_bytes=1 << 20)
+TRANSFORMER = Facts(operators={"LayerNormalization": 2, "Softmax": 1, "MatMul": 9}, judged_output=0, judged_by="nsr")
+CONVOLUTIONS = Facts(operators={"Conv": 9, "Softmax": 1}, judged_output=0, judged_by="agreement")
+
+
+def entry(tool: str, recipe: str = "default") -> Entry:
+    return Entry(tool=tool, recipe=recipe, label=f"{tool} {recipe}")
+
+
+def row(which: Entry, *, speedup: float = 1.0, smaller: float = 1.0, drop: float = 0.0, bound: float = 0.0) -> Row:
+    quality = Quality(kind="agreement", metric="nsr", value=1 - drop, drop=drop, ci95=(0.0, bound), samples=100)
+    interval = Interval(value=speedup, low=speedup * 0.98, high=speedup * 1.02)
+    return Row(entry=which, record=MADE, bytes_ratio=smaller, quality=quality, speedup=interval)
+
+
+CONTROL_ROW = row(CONTROL, speedup=9.0)
+PICK = row(entry(OWN, "latency"), speedup=1.5, bound=0.005)
+
+
+def speed_verdict(*rows: Row) -> str:
+    return table.verdict([CONTROL_ROW, *rows], table.speed, own="latency", what="Fastest")
+
+
+# ---------------------------------------------------------------- who won
+def test_faster_tool_beyond_the_budget_does_not_win() -> None:
+    said = speed_verdict(PICK, row(entry("nncf"), speedup=3.0, drop=0.3, bound=0.4), row(entry("olive"), speedup=1.2))
+    assert said == "Fastest: edgeopt, 1.50 times; the best tool is olive default, 1.20 times."
+
+
+def test_table_says_plainly_that_a_peer_wins() -> None:
+    assert speed_verdict(PICK, row(entry("nncf"), speedup=1.9)).startswith("Fastest: a peer wins: nncf default, 1.90")
+
+
+def test_speeds_within_each_others_intervals_are_called_so() -> None:
+    assert "(their intervals overlap)" in speed_verdict(PICK, row(entry("nncf"), speedup=1.51))
+    assert "overlap" not in speed_verdict(PICK, row(entry("nncf"), speedup=1.9))
+
+
+def test_tool_whose_bound_alone_fails_is_named_beside_the_verdict() -> None:
+    said = speed_verdict(PICK, row(entry("quark"), speedup=2.0, drop=0.001, bound=0.4))
+    assert said.startswith("Fastest: edgeopt, 1.50 times; no tool's artifact meets the budget.")
+    assert said.endswith("By the drop seen (0.0010) and not its bound, quark default would be first with 2.00.")
+
+
+def test_pick_beyond_the_budget_is_no_winner() -> None:
+    wrong = row(entry(OWN, "latency"), speedup=3.0, drop=0.02, bound=0.03)
+    assert "edgeopt has no pick that meets the budget" in speed_verdict(wrong, row(entry("nncf"), speedup=1.1))
+
+
+def test_size_is_judged_by_the_pick_for_size() -> None:
+    rows = [PICK, row(entry(OWN, "size"), smaller=5.0), row(entry("onnxruntime"), smaller=4.0)]
+    said = table.verdict(rows, table.size, own="size", what="Smallest")
+    assert said == "Smallest: edgeopt, 5.00 times; the best tool is onnxruntime default, 4.00 times."
+
+
+def test_original_against_itself_is_no_contestant() -> None:
+    assert table.best([CONTROL_ROW], table.speed) is None
+
+
+# ---------------------------------------------------------------- how it is shown
+def test_failure_is_a_row_with_its_reason() -> None:
+    failed = Row(
+        entry=entry("aimet"),
+        record=dataclasses.replace(MADE, failure="ValueError: no | kernel"),
+        failure="ValueError: no | kernel",
+    )
+    line = next(line for line in table.markdown([failed, PICK]).splitlines() if "aimet" in line)
+    assert line == "| aimet default | - | - | - | - | - | no | 12 / 10 | ValueError: no / kernel |"
+
+
+def test_fastest_and_smallest_right_rows_are_in_bold() -> None:
+    text = table.markdown([CONTROL_ROW, PICK, row(entry("inc"), smaller=4.0), row(entry("x"), speedup=7.0, bound=0.5)])
+    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
+    assert "**1.50 [1.47, 1.53]**" in lines[f"{OWN} latency"]
+    assert "**4.00**" in lines["inc default"]
+    assert "**" not in lines["x default"] and " as seen " in lines["x default"]
+
+
+@pytest.mark.parametrize("shown", [PICK, Row(entry=entry("aimet"), record=None, failure="not produced")])
+def test_row_survives_as_json(shown: Row) -> None:
+    assert json.loads(json.dumps(table.as_json(shown)))["within_budget"] is table.is_right(shown)
+
+
+# ---------------------------------------------------------------- the field
+def test_transformer_recipes_are_for_transformers() -> None:
+    labels = {facts.is_transformer: {each.key for each in chosen(facts)} for facts in (TRANSFORMER, CONVOLUTIONS)}
+    assert "onnxruntime-fusion" in labels[True] - labels[False]
+    assert "quark-int8_cnn_default" in labels[False] - labels[True]
+
+
+def test_tools_are_chosen_by_name_or_by_recipe() -> None:
+    assert {each.tool for each in chosen(TRANSFORMER, ["olive"])} == {"olive"}
+    assert [each.key for each in chosen(TRANSFORMER, ["nncf-accuracy_control"])] == ["nncf-accuracy_control"]
+
+
+@pytest.mark.parametrize("listed", [each for each in FIELD if each.tool != OWN], ids=lambda each: each.key)
+def test_every_entry_has_its_script_recipe_and_pinned_versions(listed: Entry) -> None:
+    assert f'"{listed.recipe}"' in listed.script.read_text()
+    pins = [line for line in listed.requirements.read_text().splitlines() if not line.startswith("#")]
+    assert pins and all("==" in pin for pin in pins)
+
+
+# ---------------------------------------------------------------- making
+@pytest.fixture
+def given(tmp_path: Path) -> Prepared:
+    folder = tmp_path / "models" / "tiny"
+    folder.mkdir(parents=True)
+    for file in ("model.onnx", "calibration.npz"):
+        (folder / file).write_bytes(file.encode())
+    return Prepared(folder=folder, eval=tmp_path / "eval.npz", facts=CONVOLUTIONS)
+
+
+def keep(record: Record, home: Path) -> None:
+    home.mkdir(parents=True)
+    (home / "record.json").write_text(json.dumps(dataclasses.asdict(record)))
+
+
+def test_artifact_is_found_by_what_it_was_made_of(given: Prepared, tmp_path: Path) -> None:
+    keep(MADE, tmp_path / "artifacts" / "tiny" / FIELD[0].key / produce.key_of(FIELD[0], given))
+    assert produce.find(FIELD[0], given, tmp_path) == (MADE, True)
+    given.calibration.write_bytes(b"other samples")
+    assert produce.find(FIELD[0], given, tmp_path) == (MADE, False)
+
+
+def test_what_was_made_is_not_made_again_nor_what_ran_out_of_time(given: Prepared, tmp_path: Path) -> None:
+    late = dataclasses.replace(MADE, failure="no result within 600 s", limit_s=600.0)
+    for listed, record in ((FIELD[0], MADE), (FIELD[1], late)):
+        keep(record, tmp_path / "artifacts" / "tiny" / listed.key / produce.key_of(listed, given))
+        assert produce.produce(listed, given, tmp_path, limit_s=600.0, again=True) == record
+
+
+def test_process_that_computes_beyond_its_limit_is_ended() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+    started = time.monotonic()
+    status, usage, was_ended = produce.wait_for(process, 0.3)
+    assert was_ended and status == -15 and usage.ru_utime + usage.ru_stime >= 0.3
+    assert time.monotonic() - started < 30
+
+
+def test_cpu_seconds_count_the_session_and_nothing_else() -> None:
+    assert produce.cpu_seconds(os.getsid(0)) >= sum(os.times()[:2]) - 0.1
+    assert produce.cpu_seconds(2**22 + 1) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "Traceback\n  x\nValueError: first\n\nolive.errors.PassError: the last\n  note",
+            "olive.errors.PassError: the last",
+        ),
+        ("just\nwords", "words"),
+        ("", ""),
+    ],
+)
+def test_reason_of_a_failure_is_the_last_error_named(said: str, reason: str) -> None:
+    assert produce.failure_in(said) == reason

@@ -17,19 +17,19 @@ PYTEST := $(BIN)/python -m pytest
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/dev.stamp  ## the virtual environment with everything that development needs
+setup: $(VENV)/test.stamp  ## the virtual environment with everything that development needs
 
 demo: $(VENV)/run.stamp  ## install, start the daemon on a temporary folder, optimize a real model, show what came out
 	$(BIN)/edgeopt demo
 
-test: $(VENV)/dev.stamp  ## install and run the tests
+test: $(VENV)/test.stamp  ## install (torch too, which training needs) and run the tests
 	$(PYTEST) $(PYTEST_ARGS)
 
 lint: $(VENV)/dev.stamp  ## style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-type: $(VENV)/dev.stamp  ## types
+type: $(VENV)/test.stamp  ## types
 	$(BIN)/mypy
 
 arch: $(VENV)/dev.stamp  ## who may import whom
@@ -59,3 +59,7 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/run.stamp
+
+$(VENV)/test.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) --editable '.[dev,train]'
+	@touch $@ $(VENV)/dev.stamp $(VENV)/run.stamp

@@ -5,7 +5,7 @@ Setting ``mode``:
 ``weights``  float32 weights are stored as float16 with a Cast in front of their readers. Half the bytes on disk; ONNX
              Runtime folds the Cast at load, so arithmetic and latency are the original's.
 ``full``     convolutions, matrix products and what lies between them compute in float16; inputs, outputs and operators
-             that sum, exponentiate or normalize stay float32. Only where the device computes in float16: elsewhere ONNX
+             that sum, exponentiate or normalize stay float32 (TensorRT takes Softmax along). Only where the device computes in float16: elsewhere ONNX
              Runtime casts every value there and back, which was 1.3 times slower on EfficientNet.
 
 A weight is cast only if it survives: nothing overflows, and the rounding error's power stays under a millionth of the
@@ -67,7 +67,7 @@ class CastFp16:
                 )
         elif mode == "full":
             _require_half_arithmetic(evidence.target)
-            if not _compute_in_half(own):
+            if not _compute_in_half(own, _COMPUTES | _computed_by(evidence.target)):
                 raise PassFailed(
                     "no operator of the main graph can compute in float16",
                     hint="Use cast_fp16 with mode=weights.",
@@ -83,6 +83,11 @@ def computes_in_half(target: Target) -> bool:
     """Whether ``target`` has float16 arithmetic: a GPU, an ARMv8.2 core with asimdhp, an x86 core with avx512_fp16."""
     features = set(target.features)
     return target.name.startswith("tensorrt") or any(needed <= features for needed in _HALF_ARITHMETIC)
+
+
+def _computed_by(target: Target) -> frozenset[str]:
+    """TensorRT fuses attention, Softmax included, and fails where a Cast stands between it and the product."""
+    return frozenset({"Softmax"}) if target.name.startswith("tensorrt") else frozenset()
 
 
 def _require_half_arithmetic(target: Target) -> None:
@@ -144,8 +149,9 @@ def _cast(value: ir.Value, to: ir.DataType, name: str, names: Names) -> ir.Node:
 class _Precision:
     """Mode ``full`` while it walks the main graph in order: which values are float16, and the Casts made so far."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, computes: frozenset[str]) -> None:
         self.graph, self.names = model.graph, Names(model)
+        self._takes = computes | _MOVES
         self.half: set[ir.Value] = set()
         self.beyond: set[ir.Value] = set()
         """Values that may hold numbers which float16 lacks."""
@@ -154,7 +160,7 @@ class _Precision:
     def visit(self, node: ir.Node) -> bool:
         """Settle one node; True where it computes in float16 from now on."""
         floats = [value for value in node.inputs if value is not None and _is_float(value)]
-        if node.domain != "" or node.op_type not in _COMPUTES | _MOVES or not any(map(_is_float, node.outputs)):
+        if node.domain != "" or node.op_type not in self._takes or not any(map(_is_float, node.outputs)):
             return self.stay(node)
         if any(value in self.beyond for value in floats) or not all(self._fits(value) for value in floats):
             self._mark_beyond(node, floats)
@@ -226,16 +232,16 @@ class _Precision:
                 self.graph.outputs[index] = node.outputs[0]
 
 
-def _compute_in_half(model: ir.Model) -> int:
+def _compute_in_half(model: ir.Model, computes: frozenset[str]) -> int:
     """Mode ``full`` on the main graph; bodies of If and Loop stay float32. Returns how many operators compute in it."""
     shapes.infer(model)
-    precision = _Precision(model)
+    precision = _Precision(model, computes)
     captured = {id(value) for value in _captured(model)}
     count = 0
     for node in list(model.graph):
         if any(id(value) in captured for value in node.outputs):
             precision.stay(node)
-        elif precision.visit(node) and node.op_type in _COMPUTES:
+        elif precision.visit(node) and node.op_type in computes:
             count += 1
     precision.close()
     return count

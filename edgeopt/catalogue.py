@@ -19,6 +19,7 @@ PASSES: dict[str, tuple[str, str]] = {
     "equalize_layers": ("edgeopt.passes.equalize_layers", "EqualizeLayers"),
     "migrate_outliers": ("edgeopt.passes.migrate_outliers", "MigrateOutliers"),
     "round_weights": ("edgeopt.passes.round_weights", "RoundWeights"),
+    "distill": ("edgeopt.training.distill", "Distill"),
     "quantize_dynamic": ("edgeopt.passes.quantize_dynamic", "QuantizeDynamic"),
     "quantize_static": ("edgeopt.passes.quantize_static", "QuantizeStatic"),
     "quantize_weights": ("edgeopt.passes.quantize_weights", "QuantizeWeights"),

@@ -279,6 +279,18 @@ def with_external_data(model: ir.Model, folder: Path) -> ir.Model:
     return ir.load(folder / "model.onnx")
 
 
+def nearby(model: ir.Model, *, seed: int = 0, deviation: float = 0.05) -> ir.Model:
+    """``model`` with every weight of two and more dimensions a few percent off: a student's teacher, or a teacher's student."""
+    random = np.random.default_rng(seed)
+    proto = onnx.load_from_string(to_bytes(model))
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype.kind == "f" and array.ndim > 1:
+            moved = array * (1.0 + deviation * random.standard_normal(array.shape))
+            tensor.CopyFrom(numpy_helper.from_array(moved.astype(array.dtype), tensor.name))
+    return ir.from_proto(proto)
+
+
 # ---------------------------------------------------------------- running them
 def feeds(model: ir.Model, *, seed: int = 0, symbols: int = 2) -> Arrays:
     """Random inputs; symbolic dimensions become ``symbols``, floats are normal, integers lie in 0..1."""

@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import builders
@@ -66,6 +67,12 @@ LAWS = (
         tuple(name for name in MODELS if name not in ("branches", "loop", "shared_initializers")),
         2e-3,
     ),
+    Law(
+        "distill",
+        {"steps": 20, "batch": 4, "learning_rate": 1e-3},
+        MODELS,
+        2e-2,
+    ),
     Law("equalize_layers", {}, ("relu_chain",), LOSSLESS),
     Law("equalize_layers", {"bounds": True}, ("relu_chain",), LOSSLESS),
     Law(
@@ -82,7 +89,16 @@ LAWS = (
     Law("quantize_weights", {"bits": 3, "levels": "palette", "mean_bits": 5.0, "small": 0.0}, ("bert_block",), 2e-2),
     Law("quantize_weights", {"bits": 4, "form": "kernel", "block": 16, "compensation": "gptq"}, ("bert_block",), 3e-2),
 )
-CASES = [pytest.param(law, name, id=f"{law}-{name}") for law in LAWS for name in law.works_on]
+TRAINED = ("distill",)
+WITHOUT_TORCH = pytest.mark.skipif(find_spec("torch") is None, reason="needs torch: pip install 'edgeopt[train]'")
+HERE = [law for law in LAWS if law.technique not in TRAINED or find_spec("torch") is not None]
+
+
+def marks(law: Law) -> list[pytest.MarkDecorator]:
+    return [WITHOUT_TORCH] if law.technique in TRAINED else []
+
+
+CASES = [pytest.param(law, name, id=f"{law}-{name}", marks=marks(law)) for law in LAWS for name in law.works_on]
 OTHERS = [pytest.param(law, name, id=f"{law}-{name}") for law in LAWS for name in MODELS if name not in law.works_on]
 
 
@@ -93,7 +109,9 @@ def build(name: str) -> ir.Model:
 
 
 def apply(law: Law, model: ir.Model) -> ir.Model:
-    evidence = builders.FakeEvidence(model, target=HALF)
+    # whoever is his own teacher has nothing to learn
+    teacher = builders.nearby(model) if law.technique in TRAINED else model
+    evidence = builders.FakeEvidence(model, target=HALF, teacher=teacher)
     made = find_pass(law.technique).apply(model, law.settings, evidence)
     assert isinstance(made, ir.Model)
     return made
@@ -141,7 +159,7 @@ def test_pass_refuses_or_fails_with_a_hint_where_it_has_nothing_to_do(law: Law, 
     assert builders.to_bytes(model) == before
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize("law", HERE, ids=str)
 def test_pass_leaves_external_weights_alone_and_works_from_them(law: Law, tmp_path: Path) -> None:
     model = builders.with_external_data(build(law.works_on[0]), tmp_path)
     weights = (tmp_path / "weights.bin").read_bytes()
@@ -152,7 +170,7 @@ def test_pass_leaves_external_weights_alone_and_works_from_them(law: Law, tmp_pa
     assert (tmp_path / "weights.bin").read_bytes() == weights
 
 
-@pytest.mark.parametrize("law", [law for law in LAWS if law.technique != "fuse_transformer"], ids=str)
+@pytest.mark.parametrize("law", [law for law in HERE if law.technique != "fuse_transformer"], ids=str)
 def test_pass_runs_behind_clean_up_and_folding(law: Law) -> None:
     model = build(law.works_on[0])
     made = model

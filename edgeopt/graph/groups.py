@@ -79,11 +79,11 @@ class ChannelGroups:
 
 
 def find(model: ir.Model, shapes: Shapes) -> ChannelGroups:
-    """The families of ``model``'s main graph.
+    """The families of ``model``, bodies of control flow included.
 
     ``shapes`` gives the lengths of its values as seen when it ran; a value that is missing there has its declared shape.
     """
-    ledger = links.walk(model.graph, shapes, opset=model.opset_imports.get("", 1))
+    ledger = links.walk(model, shapes)
     units = _units(ledger)
     alike: dict[tuple[tuple[_Place, int], ...], list[int]] = defaultdict(list)
     for root, places in units.items():
@@ -96,8 +96,8 @@ def find(model: ir.Model, shapes: Shapes) -> ChannelGroups:
         slots = _slots(ledger, units, roots)
         producers = [slot.constant for slot in slots if slot.role == "producer"]
         if not producers or all(slot.role != "consumer" for slot in slots):
-            name = producers[0] if producers else slots[0].constant
-            frozen.append(Frozen(name, "no layer with weights reads it, so that nothing can take its part out"))
+            verb = "reads it, so that nothing can take its part out" if producers else "makes it"
+            frozen.append(Frozen(producers[0] if producers else slots[0].constant, f"no layer with weights {verb}"))
         elif len(roots) < 2:
             frozen.append(Frozen(producers[0], "it is one unit, and one must stay"))
         else:

@@ -7,6 +7,7 @@ do bodies of control flow, operators of other domains, and results that do not h
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -19,7 +20,7 @@ from edgeopt.graph import links_pointwise as pointwise
 from edgeopt.graph import links_reshape as reshaping
 from edgeopt.graph import links_sizes as counting
 from edgeopt.graph.atoms import Layout
-from edgeopt.graph.links_ledger import Ledger, Operation, Shapes
+from edgeopt.graph.links_ledger import Ledger, Operation, Shapes, is_constant
 
 Link: TypeAlias = Callable[[Operation], layers.Layouts]
 
@@ -103,20 +104,32 @@ _ZERO_STAYS_ZERO = frozenset(
 """What may stand between a constant and the layer that reads it: zeroing the constant must zero what the layer sees."""
 
 
-def walk(graph: ir.Graph, shapes: Shapes, *, opset: int) -> Ledger:
-    """Link all nodes of ``graph``; ``opset`` is the default domain's version."""
-    ledger = Ledger(shapes, opset)
+def walk(model: ir.Model, shapes: Shapes) -> Ledger:
+    """Link all nodes of ``model``; ``shapes`` are those of its main graph's values."""
+    names = Counter(
+        str(value.name)
+        for graph in model.graphs()
+        for value in (*graph.initializers.values(), *(value for node in graph for value in node.outputs))
+    )
+    ambiguous = frozenset(name for name, times in names.items() if times > 1)
+    ledger = Ledger(model.graph, shapes, model.opset_imports.get("", 1), ambiguous)
+    _walk(model.graph, ledger)
+    return ledger
+
+
+def _walk(graph: ir.Graph, ledger: Ledger) -> None:
     for node in graph:
         if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
             _visit(Operation(node, ledger))
     for value in graph.outputs:
-        ledger.freeze(value, f"it reaches {value.name!r}, which the model gives out")
-    return ledger
+        what = "the model" if graph is ledger.graph else f"the body {graph.name!r}"
+        ledger.freeze(value, f"it reaches {value.name!r}, which {what} gives out")
 
 
 def _visit(op: Operation) -> None:
-    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in op.node.attributes.values()):
-        _captured(op)
+    for attribute in op.node.attributes.values():
+        for body in _bodies(attribute):
+            _enter(op, body)
     link = _link(op)
     made = link(op) if link is not None else None
     if made is None or not _as_observed(op, made):
@@ -130,6 +143,18 @@ def _visit(op: Operation) -> None:
     given = [value for value in op.node.inputs if value is not None]
     if given and all(value in op.ledger.derived for value in given):
         op.ledger.derived.update(op.node.outputs)
+
+
+def _enter(op: Operation, body: ir.Graph) -> None:
+    """Walk a body of control flow on its own: what it takes from outside stays, its own layers may shrink."""
+    own = {value for node in body for value in node.outputs}
+    for node in body:
+        for value in node.inputs:
+            if value is None or value in own or value.graph is body:
+                continue
+            if not is_constant(value):
+                op.ledger.freeze(value, f"the body {body.name!r} of {op.label} reads it")
+    _walk(body, op.ledger)
 
 
 def _link(op: Operation) -> Link | None:
@@ -152,16 +177,6 @@ def _link(op: Operation) -> Link | None:
 def _keeps_zero(op: Operation) -> bool:
     shifted = op.node.op_type == "DequantizeLinear" and op.has(2) and op.numbers(2) != [0] * len(op.numbers(2) or [1])
     return op.node.op_type in _ZERO_STAYS_ZERO and not shifted
-
-
-def _captured(op: Operation) -> None:
-    """What a body reads from outside is none of our business."""
-    bodies = [body for a in op.node.attributes.values() for body in _bodies(a)]
-    for body in bodies:
-        for node in body.all_nodes():
-            for value in node.inputs:
-                if value is not None and value.graph is op.node.graph:
-                    op.ledger.freeze(value, f"the body of {op.label} reads it")
 
 
 def _bodies(attribute: ir.Attr) -> Sequence[ir.Graph]:

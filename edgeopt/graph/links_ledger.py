@@ -50,8 +50,12 @@ class Pending:
 class Ledger:
     """Everything that is known of one graph's tensors while it is walked."""
 
+    graph: ir.Graph
     shapes: Shapes
+    """As seen when the model ran; those of the main graph only."""
     opset: int
+    ambiguous: frozenset[str] = frozenset()
+    """Names that two graphs of the model use: what they name cannot be spoken of."""
     atoms: Atoms = field(default_factory=Atoms)
     layouts: dict[ir.Value, Layout | None] = field(default_factory=dict)
     sizes: dict[ir.Value, tuple[Size, ...]] = field(default_factory=dict)
@@ -71,7 +75,7 @@ class Ledger:
 
     def lengths(self, value: ir.Value) -> list[int | None] | None:
         """What is known of a value's shape from outside."""
-        known = self.shapes.get(value.name or "")
+        known = self.shapes.get(value.name or "") if value.graph is self.graph else None
         if known is not None:
             return list(known)
         if value.shape is None:
@@ -91,13 +95,15 @@ class Ledger:
             self.atoms.freeze(size.axis, reason)
 
     def _first_seen(self, value: ir.Value) -> Layout | None:
-        tensor = tensors.constant(value) if _is_constant(value) else None
+        tensor = tensors.constant(value) if is_constant(value) else None
         if tensor is None:
             return self.frozen(value, f"it is tied to {value.name!r}, which the model is given")
         layout = tuple(self.atoms.fresh(int(length)) for length in tensor.shape.numpy())
         for axis in layout:
             if axis is not None and len(axis) < 2:
                 self.atoms.freeze(axis, f"{value.name!r} has one of it only")
+            elif value.name in self.ambiguous:
+                self.atoms.freeze(axis, f"the name {value.name!r} is used in two graphs")
         self.constants[value] = layout
         self.derived.add(value)
         return layout
@@ -194,6 +200,9 @@ class Operation:
     def rewrite(self, what: What, *parts: Axis, position: int = 0, entry: int = 0) -> None:
         """Note a number that shrinks with the axes it counts."""
         known = tuple(part for part in parts if part is not None)
+        if self.node.outputs[0].name in self.ledger.ambiguous:
+            for part in known:
+                self.freeze(part, "has a name that is used in two graphs")
         if len(known) == len(parts):
             self.ledger.pending.append(Pending(self.node, what, position, entry, known))
 
@@ -228,7 +237,7 @@ class Operation:
         self._counted.clear()
 
 
-def _is_constant(value: ir.Value) -> bool:
+def is_constant(value: ir.Value) -> bool:
     """A constant of its own: an initializer that no caller may override, or a Constant node's output."""
     if value.is_graph_input():
         return False

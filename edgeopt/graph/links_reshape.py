@@ -123,6 +123,8 @@ def _across(op: Operation, segment: Segment, after: Sequence[int | None]) -> dic
         return _split(op, before[0], {axis: int(after[axis] or 0) for axis in here})
     if len(here) == 1:
         return {here[0]: _merged(op, before)}
+    if len(before) == len(here) == 2:
+        return {here[1]: _regrouped(op, before[1], int(after[here[1]] or 0))}
     return {}
 
 
@@ -135,6 +137,20 @@ def _merged(op: Operation, axes: list[int]) -> Axis:
     outer = prod(lengths[axis] for axis in axes if axis < chosen)
     axis = op.axis(0, chosen)
     return None if axis is None else np.tile(np.repeat(axis, inner), outer)
+
+
+def _regrouped(op: Operation, inner: int, length: int) -> Axis:
+    """The inner of two axes, made longer by the outer (neighbouring frames side by side) or shorter."""
+    ids = op.axis(0, inner)
+    if ids is None:
+        return None
+    if length % len(ids) == 0:
+        return np.tile(ids, length // len(ids))
+    if len(ids) % length:
+        op.freeze(ids, "mixes it with its neighbours")
+        return op.ledger.atoms.frozen(length, f"{op.label} mixes it with its neighbours")
+    op.ledger.atoms.tie(ids.reshape(-1, length).T)
+    return ids[:length]
 
 
 def _split(op: Operation, axis: int, parts: dict[int, int]) -> dict[int, Axis]:

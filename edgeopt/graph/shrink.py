@@ -36,7 +36,7 @@ def shrink(model: ir.Model, groups: ChannelGroups, removed: Mapping[str, Collect
     smaller = edit.copy(model)
     _apply(smaller, _places(groups, removed, roles=("producer", "consumer", "follower")), _delete)
     gone = _gone(groups, removed)
-    nodes = {str(node.outputs[0].name): node for node in smaller.graph if node.outputs}
+    nodes = {str(node.outputs[0].name): node for node in edit.nodes(smaller) if node.outputs}
     names = Names(smaller)
     for rewrite in groups.rewrites:
         if any(number in gone for part in rewrite.parts for number in part):
@@ -132,8 +132,8 @@ def _clear(data: NDArray[Any], axis: int, indices: list[int]) -> NDArray[Any]:
 
 
 def _apply(model: ir.Model, places: _Places, change: _Cut) -> None:
-    values = {str(value.name): value for value in model.graph.initializers.values()}
-    for node in model.graph:
+    values = {str(value.name): value for graph in model.graphs() for value in graph.initializers.values()}
+    for node in edit.nodes(model):
         if node.op_type == "Constant":
             values[str(node.outputs[0].name)] = node.outputs[0]
     for name, axes in places.items():
@@ -244,8 +244,8 @@ def _constant(node: ir.Node, base: str, data: NDArray[Any], names: Names) -> ir.
 def _refresh_shapes(model: ir.Model) -> None:
     """Forget what was known of values inside, since some of it is wrong by now, and infer it again."""
     known = shapes.symbols(model)
-    outputs = set(model.graph.outputs)
-    for node in model.graph:
+    outputs = {value for graph in model.graphs() for value in graph.outputs}
+    for node in edit.nodes(model):
         if node.op_type != "Constant":
             for value in node.outputs:
                 if value not in outputs:

@@ -5,9 +5,13 @@ Beside ``builders``: these hold enough weights to be worth packing, and every we
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+import onnx
 import onnx_ir as ir
 from builders import Net, Shape
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 _FLOAT, _INT64, _BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 WIDTH = 64
@@ -113,3 +117,29 @@ def packed_attention(*, seed: int = 26, heads: int = 4, width: int = WIDTH, mask
     shapes: dict[str, Shape] = {"padding": ["B", "S"], "lengths": ["B"], "bias": ["B", 1, "S", "S"]}
     kind = _FLOAT if mask == "bias" else TensorProto.INT32
     return net.build({"rows": ["B", "S", width], "mask": shapes[mask]}, {"out": ["B", "S", width]}, mask=kind)
+
+
+def over_two_gigabytes(file: Path, *, layers: int = 9, width: int = 8192) -> None:
+    """A chain of square layers, a quarter of a GiB each, written to ``file`` with its weights beside it."""
+    random = np.random.default_rng(27)
+    # Random rows are dear by the billion: every layer has the same ones, in an order of its own.
+    rows = (random.standard_normal((width, width), np.float32) / np.float32(np.sqrt(width))).astype(np.float32)
+    nodes, weights, value = [], [], "rows"
+    with (file.parent / "weights.bin").open("wb") as data:
+        for number in range(layers):
+            name, product = f"weight_{number}", f"product_{number}"
+            tensor = onnx.TensorProto(name=name, data_type=_FLOAT, dims=[width, width])
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            places = {"location": "weights.bin", "offset": data.tell(), "length": rows.nbytes}
+            tensor.external_data.extend(
+                onnx.StringStringEntryProto(key=key, value=str(place)) for key, place in places.items()
+            )
+            np.roll(rows, number, axis=0).tofile(data)
+            weights.append(tensor)
+            nodes.append(helper.make_node("MatMul", [value, name], [product], name=f"MatMul_{number}"))
+            value = "out" if number == layers - 1 else f"hidden_{number}"
+            nodes.append(helper.make_node("Tanh", [product], [value], name=f"Tanh_{number}"))
+    ends = [helper.make_tensor_value_info(name, _FLOAT, ["N", width]) for name in ("rows", "out")]
+    graph = helper.make_graph(nodes, "main", ends[:1], ends[1:], weights)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    file.write_bytes(proto.SerializeToString())

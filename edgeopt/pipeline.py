@@ -6,6 +6,7 @@ Every candidate is measured on this device against the original; the original is
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -143,6 +144,8 @@ def _workbench(job: Job, artifact: Artifact, original: Runner, emit: Emit) -> Wo
             folder=job.folder.work,
             seed=seed,
             teacher=job.given.model,
+            # a recipe that is replayed must give what it gave, however long that takes
+            deadline_s=None if job.order.only_recipe else time.monotonic() + job.order.policy.search.budget_s,
         ),
         passes=job.passes,
         runtime=job.runtime,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from edgeopt import records, wire
 from edgeopt.records import Event, Recipe, Trial
@@ -78,13 +79,8 @@ class Search:
         over = self._is_over()
         self._tried += 1
         self._planned = max(self._planned, self._tried)
-        progress = {
-            "ratio": (self._tried - 1) / self._planned,
-            "trial": self._tried,
-            "trials": self._planned,
-            "text": recipe.label,
-        }
-        self._bench.emit(Event(kind="progress", fields=progress))
+        self._progress(recipe, 0.0, "")
+        self._bench.evidence.progress = partial(self._progress, recipe)
         trial = self._cache.find(recipe)
         self._bench.emit(Event(kind="cache", fields={"result": "hit" if trial else "miss"}))
         if trial is None:
@@ -94,6 +90,16 @@ class Search:
             self._cache.keep(trial)
         self._tell(trial)
         return trial
+
+    def _progress(self, recipe: Recipe, share: float, words: str) -> None:
+        """Say how far the trial of ``recipe`` is; a pass that goes on for long calls it with its own share and words."""
+        fields = {
+            "ratio": (self._tried - 1 + share) / self._planned,
+            "trial": self._tried,
+            "trials": self._planned,
+            "text": f"{recipe.label}: {words}" if words else recipe.label,
+        }
+        self._bench.emit(Event(kind="progress", fields=fields))
 
     def _tell(self, trial: Trial) -> None:
         outcome = "refused" if trial.measurement is None else "measured"

@@ -30,7 +30,7 @@ def _search(tmp_path, *, seconds: float = 1.0, budget_s: float = 100.0):
         model=None,
         made={},
         passes={step.technique: failing for recipe in RECIPES for step in recipe.steps},
-        evidence=None,
+        evidence=SimpleNamespace(progress=None),
         emit=events.append,
         goal=records.Goal(),
     )

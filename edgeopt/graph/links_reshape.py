@@ -123,9 +123,9 @@ def _across(op: Operation, segment: Segment, after: Sequence[int | None]) -> dic
         return _split(op, before[0], {axis: int(after[axis] or 0) for axis in here})
     if len(here) == 1:
         return {here[0]: _merged(op, before)}
-    if len(before) == len(here) == 2:
-        return {here[1]: _regrouped(op, before[1], int(after[here[1]] or 0))}
-    return {}
+    if not before or not here:
+        return {}
+    return {here[-1]: _regrouped(op, before[-1], int(after[here[-1]] or 0))}
 
 
 def _merged(op: Operation, axes: list[int]) -> Axis:
@@ -140,7 +140,7 @@ def _merged(op: Operation, axes: list[int]) -> Axis:
 
 
 def _regrouped(op: Operation, inner: int, length: int) -> Axis:
-    """The inner of two axes, made longer by the outer (neighbouring frames side by side) or shorter."""
+    """The innermost axis, made longer by those around it (neighbouring frames side by side) or shorter."""
     ids = op.axis(0, inner)
     if ids is None:
         return None

@@ -1,0 +1,393 @@
+"""A cut graph gives what the whole graph gives with the cut units silenced: random small graphs, random masks.
+
+Each graph is a random chain of blocks out of a short list; whatever the analysis calls a family may lose any of its units, and ONNX Runtime
+says whether that was true. Freezing too much is caught by :data:`MUST_FIND`: what each block alone has to offer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from builders import FakeEvidence, Net, feeds, run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeopt.calibrate.shapes import observed_shapes
+from edgeopt.graph import check
+from edgeopt.graph.groups import ChannelGroups, find
+from edgeopt.graph.shrink import shrink, zeroed
+
+Map = tuple[str, int]
+"""A feature map's name and its channels; places are 6 x 6 all along."""
+Block = Callable[[Net, Map], Map]
+
+
+def conv(net: Net, value: Map, out: int = 6, kernel: int = 1, group: int = 1) -> Map:
+    name, channels = value
+    pads = [kernel // 2] * 4
+    weight = net.weight(out, channels // group, kernel, kernel)
+    return str(net.op("Conv", name, weight, net.weight(out), pads=pads, group=group)), out
+
+
+def plain(net: Net, value: Map) -> Map:
+    name, channels = conv(net, value, 8, 3)
+    return str(net.op("Relu", net.batch_norm(name, channels))), channels
+
+
+def residual(net: Net, value: Map) -> Map:
+    inner = conv(net, (str(net.op("Sigmoid", conv(net, value, 5)[0])), 5), value[1])
+    return str(net.op("Add", inner[0], value[0])), value[1]
+
+
+def depthwise(net: Net, value: Map) -> Map:
+    wide = conv(net, value, 8)
+    deep = conv(net, wide, 8, 3, group=8)
+    return conv(net, (str(net.op("HardSwish", deep[0])), 8), 4)
+
+
+def multiplied(net: Net, value: Map) -> Map:
+    """A depthwise convolution with two outputs a channel."""
+    return conv(net, conv(net, conv(net, value, 4), 8, 3, group=4), 5)
+
+
+def few_groups(net: Net, value: Map) -> Map:
+    return conv(net, conv(net, conv(net, value, 8), 12, 1, group=2), 4)
+
+
+def many_groups(net: Net, value: Map) -> Map:
+    return conv(net, conv(net, conv(net, value, 12), 6, 1, group=6), 4)
+
+
+def concat(net: Net, value: Map) -> Map:
+    left, right = conv(net, value, 4), conv(net, value, 5, 3)
+    joined = net.op("Concat", left[0], value[0], right[0], axis=1)
+    return conv(net, (str(joined), 9 + value[1]), 6)
+
+
+def split(net: Net, value: Map) -> Map:
+    wide = net.op("Tanh", conv(net, value, 9)[0])
+    left, right = net.op("Split", wide, net.ints(4, 5), axis=1, outputs=2)
+    return str(net.op("Concat", conv(net, (left, 4), 3)[0], conv(net, (right, 5), 4)[0], axis=1)), 7
+
+
+def gated(net: Net, value: Map) -> Map:
+    """GLU: the halves of one convolution multiplied, so that their channels go in pairs."""
+    wide = conv(net, value, 10)[0]
+    left, right = net.op("Split", wide, net.ints(5, 5), axis=1, outputs=2)
+    return conv(net, (str(net.op("Mul", left, net.op("Sigmoid", right))), 5), 6)
+
+
+def sliced(net: Net, value: Map) -> Map:
+    wide = conv(net, value, 9)[0]
+    middle = net.op("Slice", wide, net.ints(2), net.ints(7), net.ints(1))
+    return str(net.op("Add", conv(net, (middle, 5), 4)[0], conv(net, (wide, 9), 4)[0])), 4
+
+
+def excite(net: Net, value: Map) -> Map:
+    wide = conv(net, value, 8)
+    pooled = net.op("GlobalAveragePool", wide[0])
+    inner = net.op("Relu", conv(net, (str(pooled), 8), 4)[0])
+    scale = net.op("HardSigmoid", conv(net, (inner, 4), 8)[0])
+    return conv(net, (str(net.op("Mul", wide[0], scale)), 8), 5)
+
+
+def excite_dense(net: Net, value: Map) -> Map:
+    """Squeeze-and-excite through Gemm, and back to a map with a Reshape that names the channels."""
+    wide = conv(net, value, 8)
+    pooled = net.op("Flatten", net.op("GlobalMaxPool", wide[0]))
+    inner = net.op("Relu", net.op("Gemm", pooled, net.weight(3, 8), net.weight(3), transB=1))
+    scale = net.op("Sigmoid", net.op("Gemm", inner, net.weight(3, 8), net.weight(1, 8)))
+    scale = net.op("Reshape", scale, net.ints(-1, 8, 1, 1))
+    return conv(net, (str(net.op("Mul", wide[0], scale)), 8), 5)
+
+
+def transposed(net: Net, value: Map) -> Map:
+    wide = conv(net, value, 6)
+    up = net.op("ConvTranspose", wide[0], net.weight(6, 7, 2, 2), net.weight(7), strides=[2, 2])
+    up = net.op("ConvTranspose", up, net.weight(7, 1, 3, 3), group=7, pads=[1, 1, 1, 1])
+    return conv(net, (str(net.op("MaxPool", up, kernel_shape=[2, 2], strides=[2, 2])), 7), 5)
+
+
+def shuffled(net: Net, value: Map) -> Map:
+    wide = conv(net, value, 8)[0]
+    pairs = net.op("Transpose", net.op("Reshape", wide, net.ints(0, 2, 4, 6, 6)), perm=[0, 2, 1, 3, 4])
+    return conv(net, (str(net.op("Reshape", pairs, net.ints(0, -1, 6, 6))), 8), 5)
+
+
+def resized(net: Net, value: Map) -> Map:
+    wide = conv(net, value, 6)[0]
+    scales = net.const(np.array([1, 1, 2, 2], np.float32))
+    up = net.op("Resize", wide, "", scales, mode="nearest")
+    size = net.op("Slice", net.op("Shape", up), net.ints(0), net.ints(1))
+    down = net.op("Resize", up, "", "", net.op("Concat", size, net.ints(6, 6, 6), axis=0), mode="nearest")
+    return conv(net, (str(down), 6), 5)
+
+
+def padded(net: Net, value: Map) -> Map:
+    wide = net.op("Pad", conv(net, value, 6)[0], net.ints(0, 0, 1, 1, 0, 0, 1, 1))
+    name = net.op("Conv", wide, net.weight(5, 6, 3, 3))
+    return str(net.op("Div", net.op("Sub", name, net.weight(5, 1, 1)), net.weight(1, 5, 1, 1, shift=3.0))), 5
+
+
+def depth_to_space(net: Net, value: Map) -> Map:
+    mode = "DCR" if value[1] % 2 else "CRD"
+    up = net.op("DepthToSpace", conv(net, value, 12)[0], blocksize=2, mode=mode)
+    inner = net.op("Relu", conv(net, (str(up), 3), 4)[0])
+    return conv(net, (str(net.op("SpaceToDepth", inner, blocksize=2)), 16), 5)
+
+
+def folded_weight(net: Net, value: Map) -> Map:
+    """A bias that is reshaped in the graph, and a kernel stored the other way round, as PaddlePaddle and Keras export."""
+    name = conv(net, value, 6)[0]
+    name = net.op("Add", name, net.op("Reshape", net.weight(6), net.ints(1, 6, 1, 1)))
+    kernel = net.op("Transpose", net.weight(1, 1, 6, 4), perm=[3, 2, 0, 1])
+    return str(net.op("Conv", name, kernel)), 4
+
+
+def attention(net: Net, value: Map) -> Map:
+    """Places as tokens; four heads of three."""
+    tokens = net.op("Transpose", net.op("Reshape", value[0], net.ints(0, 0, -1)), perm=[0, 2, 1])
+
+    def project(perm: list[int]) -> str:
+        made = net.op("Add", net.op("MatMul", tokens, net.weight(value[1], 12)), net.weight(12))
+        return str(net.op("Transpose", net.op("Reshape", made, net.ints(0, 0, 4, 3)), perm=perm))
+
+    scores = net.op("Softmax", net.op("MatMul", project([0, 2, 1, 3]), project([0, 2, 3, 1])), axis=-1)
+    mixed = net.op("Transpose", net.op("MatMul", scores, project([0, 2, 1, 3])), perm=[0, 2, 1, 3])
+    mixed = net.op("MatMul", net.op("Reshape", mixed, net.ints(0, 0, 12)), net.weight(12, 6))
+    return str(net.op("Reshape", net.op("Transpose", mixed, perm=[0, 2, 1]), net.ints(0, 0, 6, 6))), 6
+
+
+def packed_attention(net: Net, value: Map) -> Map:
+    """Query, key and value out of one MatMul, told apart by Split behind a Reshape to (3, heads, places)."""
+    tokens = net.op("Transpose", net.op("Reshape", value[0], net.ints(0, 0, 36)), perm=[0, 2, 1])
+    packed = net.op("MatMul", tokens, net.weight(value[1], 24))
+    packed = net.op("Transpose", net.op("Reshape", packed, net.ints(0, 36, 3, 4, 2)), perm=[2, 0, 3, 1, 4])
+    parts = [net.op("Gather", packed, net.const(np.int64(index)), axis=0) for index in range(3)]
+    scores = net.op("MatMul", parts[0], net.op("Transpose", parts[1], perm=[0, 1, 3, 2]))
+    mixed = net.op("MatMul", net.op("Softmax", scores, axis=-1), parts[2])
+    mixed = net.op("Reshape", net.op("Transpose", mixed, perm=[0, 2, 1, 3]), net.ints(0, 36, 8))
+    mixed = net.layer_norm(net.op("MatMul", mixed, net.weight(8, 6)), 6)
+    return str(net.op("Reshape", net.op("Transpose", mixed, perm=[0, 2, 1]), net.ints(0, 0, 6, 6))), 6
+
+
+def recurrent(kind: str, gates: int, bidirectional: int) -> Block:
+    def block(net: Net, value: Map) -> Map:
+        frames = net.op("Transpose", net.op("Reshape", value[0], net.ints(0, 0, 36)), perm=[2, 0, 1])
+        hidden, ways = 4, 1 + bidirectional
+        weights = (
+            net.weight(ways, gates * hidden, value[1]),
+            net.weight(ways, gates * hidden, hidden),
+            net.weight(ways, 2 * gates * hidden),
+        )
+        direction = "bidirectional" if bidirectional else "forward"
+        outputs = net.op(kind, frames, *weights, outputs=2, hidden_size=hidden, direction=direction)
+        rows = net.op("Transpose", outputs[0], perm=[2, 1, 3, 0])  # samples, ways, hidden, frames
+        rows = net.op("Reshape", rows, net.ints(0, ways * hidden, 6, 6))
+        return conv(net, (str(rows), ways * hidden), 5)
+
+    return block
+
+
+def shaped_at_run_time(net: Net, value: Map) -> Map:
+    """The flattening of TorchScript: the batch from Shape and Gather, the channels as a number."""
+    wide = conv(net, value, 6)[0]
+    size = net.op("Unsqueeze", net.op("Gather", net.op("Shape", wide), net.const(np.int64(0))), net.ints(0))
+    rows = net.op("Reshape", wide, net.op("Concat", size, net.ints(6), net.ints(36), axis=0))
+    rows = net.op("MatMul", net.weight(5, 6), rows)
+    return str(net.op("Reshape", rows, net.ints(0, 5, 6, 6))), 5
+
+
+def spatial_attention(net: Net, value: Map) -> Map:
+    """The mean over the channels needs them all; its one channel stretches over the others."""
+    wide = conv(net, value, 6)[0]
+    mean = net.op("ReduceMean", wide, axes=[1], keepdims=1)
+    gate = net.op("Sigmoid", conv(net, (str(mean), 1), 1, 3)[0])
+    return conv(net, (str(net.op("Mul", conv(net, value, 5)[0], gate)), 5), 4)
+
+
+def channel_softmax(net: Net, value: Map) -> Map:
+    return conv(net, (str(net.op("Softmax", conv(net, value, 6)[0], axis=1)), 6), 5)
+
+
+def normalized_groups(net: Net, value: Map) -> Map:
+    """Group normalization as exporters write it: a Reshape to groups, InstanceNormalization, and back."""
+    rows = net.op("Reshape", conv(net, value, 6)[0], net.ints(0, 2, -1))
+    rows = net.op("InstanceNormalization", rows, net.weight(2), net.weight(2))
+    return conv(net, (str(net.op("Reshape", rows, net.ints(0, 6, 6, 6))), 6), 5)
+
+
+def instance(net: Net, value: Map) -> Map:
+    name = net.op("InstanceNormalization", conv(net, value, 6)[0], net.weight(6), net.weight(6))
+    return conv(net, (str(net.op("PRelu", name, net.weight(6, 1, 1))), 6), 5)
+
+
+def not_understood(net: Net, value: Map) -> Map:
+    return conv(net, (str(net.op("LRN", conv(net, value, 6)[0], size=3)), 6), 5)
+
+
+def counted(net: Net, value: Map) -> Map:
+    """Divides by the number of channels, which it asks for at run time."""
+    wide = conv(net, value, 6)[0]
+    count = net.op("Cast", net.op("Gather", net.op("Shape", wide), net.const(np.int64(1))), to=1)
+    return conv(net, (str(net.op("Div", wide, count)), 6), 5)
+
+
+def copied_shape(net: Net, value: Map) -> Map:
+    """Flattened and put back into the shape that a Shape node remembers, and stretched to it."""
+    wide = conv(net, value, 6)[0]
+    shape = net.op("Shape", wide)
+    rows = net.op("Tanh", net.op("Reshape", wide, net.ints(0, 6, 36)))
+    wide = net.op("Reshape", rows, shape)
+    places = net.op("Expand", net.op("ReduceMax", wide, axes=[2, 3], keepdims=1), shape)
+    return conv(net, (str(net.op("Sub", wide, places)), 6), 5)
+
+
+def picked(net: Net, value: Map) -> Map:
+    """Channels in another order: looked up, and every second one."""
+    wide = conv(net, value, 6)[0]
+    other = net.op("Gather", wide, net.ints(5, 3, 1), axis=1)
+    second = net.op("Slice", conv(net, value, 6)[0], net.ints(0), net.ints(6), net.ints(1), net.ints(2))
+    return str(net.op("Add", other, second)), 3
+
+
+def padded_channels(net: Net, value: Map) -> Map:
+    wide = net.op("Pad", conv(net, value, 4)[0], net.ints(0, 1, 0, 0, 0, 1, 0, 0))
+    return conv(net, (str(wide), 6), 5)
+
+
+def similarity(net: Net, value: Map) -> Map:
+    """A product of two activations over the channels themselves: no weight's column to take away."""
+    left = net.op("Reshape", conv(net, value, 5)[0], net.ints(0, 5, 36))
+    right = net.op("Transpose", net.op("Reshape", conv(net, value, 4)[0], net.ints(0, 4, 36)), perm=[0, 2, 1])
+    both = net.op("Softmax", net.op("MatMul", left, right), axis=-1)
+    mixed = net.op("MatMul", both, net.op("Reshape", conv(net, value, 4)[0], net.ints(0, 4, 36)))
+    return conv(net, (str(net.op("Reshape", mixed, net.ints(0, 5, 6, 6))), 5), 4)
+
+
+def tied_layers(net: Net, value: Map) -> Map:
+    """One weight read by two layers, one behind the other: its rows are its columns."""
+    wide, weight, bias = conv(net, value, 6)[0], net.weight(6, 6, 1, 1), net.weight(6)
+    wide = net.op("Relu", net.op("Conv", wide, weight, bias))
+    return conv(net, (str(net.op("Relu", net.op("Conv", wide, weight, bias))), 6), 5)
+
+
+def captured(net: Net, value: Map) -> Map:
+    """A branch reads the channels from outside; in the other, layers of its own can shrink."""
+    wide = conv(net, value, 6)[0]
+    positive = net.op("Greater", net.op("ReduceSum", wide, keepdims=0), net.const(np.float32(0)))
+    then, other = Net(prefix=f"{wide}_then_"), Net(prefix=f"{wide}_else_")
+    then.op("Relu", wide, output=f"{wide}_then_out")
+    inner = other.op("Tanh", conv(other, (wide, 6), 5)[0])
+    other.op("Conv", inner, other.weight(6, 5, 1, 1), output=f"{wide}_else_out")
+    bodies = {
+        "then_branch": then.graph("then", {}, {f"{wide}_then_out": (1, ["N", 6, 6, 6])}),
+        "else_branch": other.graph("else", {}, {f"{wide}_else_out": (1, ["N", 6, 6, 6])}),
+    }
+    return str(net.op("If", positive, **bodies)), 6
+
+
+def looked_up(net: Net, value: Map) -> Map:
+    """The most active channel of each place picks a row of a table."""
+    rows = net.op("ArgMax", conv(net, value, 6)[0], axis=1, keepdims=0)
+    rows = net.op("Transpose", net.op("Gather", net.weight(6, 8), rows, axis=0), perm=[0, 3, 1, 2])
+    return conv(net, (str(net.op("Relu", rows)), 8), 5)
+
+
+def few_channels(net: Net, value: Map) -> Map:
+    """One channel cut out of many, and added to all of them."""
+    wide = conv(net, value, 6)[0]
+    first = net.op("Slice", wide, net.ints(0), net.ints(1), net.ints(1))
+    return conv(net, (str(net.op("Add", wide, first)), 6), 5)
+
+
+def joined_frames(net: Net, value: Map) -> Map:
+    """Neighbouring places side by side as one longer row, and back."""
+    rows = net.op("Transpose", conv(net, value, 5)[0], perm=[0, 2, 3, 1])
+    rows = net.op("Reshape", rows, net.ints(-1, 18, 10))
+    rows = net.op("Relu", net.op("MatMul", rows, net.weight(10, 12)))
+    rows = net.op("Reshape", rows, net.ints(-1, 36, 6))
+    return str(net.op("Reshape", net.op("Transpose", rows, perm=[0, 2, 1]), net.ints(0, 6, 6, 6))), 6
+
+
+BLOCKS: dict[str, Block] = {
+    block.__name__: block
+    for block in (
+        plain, residual, depthwise, multiplied, few_groups, many_groups, concat, split, gated, sliced, excite, excite_dense, transposed, shuffled,
+        resized, padded, depth_to_space, folded_weight, attention, packed_attention, shaped_at_run_time,
+        spatial_attention, channel_softmax, normalized_groups, instance, not_understood, counted, copied_shape, picked, padded_channels,
+        similarity, tied_layers, captured, looked_up, few_channels, joined_frames,
+    )
+}  # fmt: skip
+BLOCKS["lstm"] = recurrent("LSTM", 4, 0)
+BLOCKS["lstm_both_ways"] = recurrent("LSTM", 4, 1)
+BLOCKS["gru"] = recurrent("GRU", 3, 0)
+
+MUST_FIND = {
+    "plain": [7, 8], "residual": [5, 7], "depthwise": [4, 7, 8], "multiplied": [4, 5, 7], "few_groups": [4, 4, 6, 7], "many_groups": [4, 6, 7],
+    "concat": [4, 5, 6, 7], "split": [3, 4, 4, 5, 7], "gated": [5, 6, 7], "sliced": [4, 4, 5, 7], "excite": [4, 5, 7, 8], "excite_dense": [3, 5, 7, 8],
+    "transposed": [5, 6, 7, 7], "shuffled": [4, 5, 7], "resized": [5, 6, 7], "padded": [5, 6, 7], "depth_to_space": [3, 4, 5, 7], "folded_weight": [4, 6, 7],
+    "attention": [4, 6, 7], "packed_attention": [4, 7], "shaped_at_run_time": [5, 6, 7], "lstm": [4, 5, 7], "lstm_both_ways": [4, 5, 7], "gru": [4, 5, 7],
+    "spatial_attention": [4, 5, 7], "channel_softmax": [5, 7], "normalized_groups": [5, 7], "instance": [5, 6, 7], "not_understood": [5, 7],
+    "counted": [5, 7], "copied_shape": [5, 6, 7], "picked": [7], "padded_channels": [5, 7], "similarity": [4, 5, 7], "tied_layers": [5, 6, 7],
+    "captured": [5, 7], "looked_up": [5, 7, 8], "few_channels": [5, 5, 7], "joined_frames": [5, 6, 7],
+}  # fmt: skip
+"""Units of each family of a model that is a stem of 7 channels, this block and a dense head."""
+
+
+def model_of(blocks: list[str], *, seed: int = 0, constants: bool = False) -> ir.Model:
+    net = Net(seed=seed, constants=constants)
+    value = conv(net, ("image", 3), 7, 3)
+    for name in blocks:
+        value = BLOCKS[name](net, value)
+    rows = net.op("Flatten", value[0])
+    net.op("Gemm", rows, net.weight(36 * value[1], 4, scale=0.1), net.weight(4), output="scores")
+    return net.build({"image": ["N", 3, 6, 6]}, {"scores": ["N", 4]})
+
+
+def analysed(blocks: list[str], *, seed: int = 0, constants: bool = False) -> tuple[ir.Model, ChannelGroups]:
+    model = model_of(blocks, seed=seed, constants=constants)
+    return model, find(model, observed_shapes(model, FakeEvidence(model, samples=2)))
+
+
+def assert_cut_is_silence(model: ir.Model, groups: ChannelGroups, removed: dict[str, list[int]]) -> None:
+    smaller, silenced = shrink(model, groups, removed), zeroed(model, groups, removed)
+    check.verify(smaller, like=model)
+    for symbols in (1, 3):
+        inputs = feeds(model, seed=symbols, symbols=symbols)
+        for ours, theirs in zip(run(smaller, inputs), run(silenced, inputs), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(BLOCKS))
+def test_each_block_offers_what_it_has(name: str) -> None:
+    _, groups = analysed([name])
+    assert sorted(family.units for family in groups.families) == MUST_FIND[name]
+
+
+@pytest.mark.parametrize("name", sorted(BLOCKS))
+def test_each_unit_of_each_block_can_go_alone(name: str) -> None:
+    model, groups = analysed([name])
+    for family in groups.families:
+        assert_cut_is_silence(model, groups, {family.name: [family.units - 1]})
+
+
+@given(
+    blocks=st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=3),
+    seed=st.integers(0, 2**16),
+    share=st.floats(0.1, 0.9),
+    constants=st.booleans(),
+)
+def test_cut_graph_gives_what_the_silenced_graph_gives(
+    blocks: list[str], seed: int, share: float, *, constants: bool
+) -> None:
+    model, groups = analysed(blocks, seed=seed, constants=constants)
+    random = np.random.default_rng(seed)
+    removed = {
+        family.name: sorted(random.choice(family.units, size=int(share * family.units), replace=False).tolist())
+        for family in groups.families
+    }
+    assert_cut_is_silence(model, groups, removed)

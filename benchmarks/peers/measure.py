@@ -22,6 +22,7 @@ import numpy as np
 
 from edgeopt import device
 from edgeopt.calibrate.samples import open_samples
+from edgeopt.cli.optimize import read_recipe
 from edgeopt.errors import EdgeoptError
 from edgeopt.graph import endings
 from edgeopt.graph.load import load
@@ -162,8 +163,7 @@ def _bytes(entry: Entry, record: Record) -> int:
 
 
 def _recipe(record: Record) -> str:
-    manifest = json.loads(Path(record.model).with_name(MANIFEST_FILE).read_text())
-    return " + ".join(step["technique"] for step in manifest["recipe"]) or "original"
+    return read_recipe(str(Path(record.model).with_name(MANIFEST_FILE))).label
 
 
 # ---------------------------------------------------------------- in turns

@@ -68,7 +68,7 @@ def collect(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> dic
     """
     if not evidence.sample_count:
         raise PassFailed("there are no calibration samples", hint="Drop calibration samples beside the model.")
-    wanted = [layer for layer in layers if 0 < _width(layer) <= _WIDEST]
+    wanted = [layer for layer in layers if 0 < width(layer) <= _WIDEST]
     key = f"calibrate.gram:{fingerprint(model)}:{sorted(layer.name for layer in wanted)}"
     remembered = evidence.memo.get(key)
     if isinstance(remembered, dict):
@@ -85,7 +85,7 @@ def collect(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> dic
 def patches(data: NDArray[np.float32], layer: Layer) -> NDArray[np.float32]:
     """The vectors that meet the weight's rows: (places, inputs), at most ``ROWS_PER_SAMPLE`` of them, spread evenly."""
     if layer.node.op_type != "Conv":
-        return _thinned(data.reshape(-1, data.shape[-1]))
+        return thinned(data.reshape(-1, data.shape[-1]))
     kernel = _sides(layer)[2:]
     rank = len(kernel)
     pads = _integers(layer.node, "pads", [0] * (2 * rank))
@@ -100,7 +100,7 @@ def patches(data: NDArray[np.float32], layer: Layer) -> NDArray[np.float32]:
     # (batch, channels, places ..., kernel ...) to (batch, places ..., channels, kernel ...): still a view.
     windows = np.moveaxis(windows, 1, 1 + rank)
     places = np.stack([side.reshape(-1) for side in np.indices(windows.shape[: 1 + rank])], axis=1)
-    chosen = _thinned(places)
+    chosen = thinned(places)
     vectors: NDArray[np.float32] = windows[tuple(chosen.T)].reshape(len(chosen), -1)
     return vectors
 
@@ -145,7 +145,7 @@ def _rounds(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
     group: list[Layer] = []
     taken = 0
     for layer in layers:
-        cost = 4 * _width(layer) ** 2
+        cost = 4 * width(layer) ** 2
         if group and taken + cost > MOST_BYTES:
             yield group
             group, taken = [], 0
@@ -155,7 +155,7 @@ def _rounds(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
         yield group
 
 
-def _width(layer: Layer) -> int:
+def width(layer: Layer) -> int:
     """Inputs of one output; 0 for a grouped convolution, whose outputs read different inputs."""
     shape = _sides(layer)
     if layer.node.op_type == "Conv":
@@ -169,7 +169,7 @@ def _sides(layer: Layer) -> tuple[int, ...]:
     return tuple(int(side) for side in tensor.shape.numpy()) if tensor is not None else ()
 
 
-def _thinned(rows: NDArray[Kind]) -> NDArray[Kind]:
+def thinned(rows: NDArray[Kind]) -> NDArray[Kind]:
     """At most ``ROWS_PER_SAMPLE`` rows, at the same places every time; a fixed stride would follow a picture's columns."""
     if len(rows) <= ROWS_PER_SAMPLE:
         return rows

@@ -79,6 +79,18 @@ def add_initializer(graph: ir.Graph, name: str, data: NDArray[Any]) -> ir.Value:
     return value
 
 
+def set_constant(value: ir.Value, data: NDArray[Any]) -> None:
+    """Give the initializer, or the output of a Constant node, called ``value`` other contents under its old name."""
+    tensor = ir.tensor(np.ascontiguousarray(data).reshape(data.shape), name=value.name)
+    node = value.producer()
+    if node is None:
+        value.const_value = tensor
+    else:
+        node.attributes.clear()
+        node.attributes["value"] = ir.AttrTensor("value", tensor)
+    value.shape = ir.Shape(data.shape)
+
+
 def insert_after(anchor: ir.Node, node: ir.Node) -> None:
     """Put ``node`` right behind ``anchor`` in the same graph."""
     graph = anchor.graph

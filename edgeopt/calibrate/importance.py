@@ -1,0 +1,218 @@
+"""Importance: one score for each unit of a family, by one of nine criteria; the lowest goes first.
+
+Stands between ``graph.groups`` and ``removal``. In come a model, its families and, for most criteria, calibration samples; out goes an array of scores for each
+family that the criterion can judge. Families it cannot judge are missing from the answer: no batch norm, no reader whose inputs are understood.
+
+- ``l1``, ``l2``: norm of the weights that make the unit (H. Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, arXiv:1608.08710)
+- ``batch_norm``: scale of the batch norm behind it (Z. Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017, arXiv:1708.06519)
+- ``entropy`` of its activations (J.-H. Luo and J. Wu, "An Entropy-based Pruning Method for CNN Compression", arXiv:1706.05791; there of pooled activations, here
+  of single ones, in bins that all channels share)
+- ``apoz``: how often it is not zero (H. Hu et al., "Network Trimming", arXiv:1607.03250)
+- ``variance`` of what it adds to its readers' outputs, each input on its own
+- ``obs``: what its readers lose when it goes and the others make good what they can, see ``saliency``
+- ``random``: the control
+- ``taylor``: |weight x gradient| (P. Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, arXiv:1906.10771) needs gradients,
+  which nothing here has
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeopt.calibrate import activity, gram
+from edgeopt.calibrate.activity import Activity
+from edgeopt.calibrate.consumers import Consumer, consumers, of_family
+from edgeopt.calibrate.ranges import not_finite
+from edgeopt.calibrate.regression import Sums
+from edgeopt.calibrate.saliency import Reader, greedy
+from edgeopt.errors import PassFailed
+from edgeopt.graph import tensors
+from edgeopt.graph.groups import Family, Slot
+from edgeopt.protocols import Evidence
+
+if TYPE_CHECKING:
+    from edgeopt.protocols import Model
+
+CRITERIA = ("l1", "l2", "batch_norm", "taylor", "entropy", "apoz", "variance", "obs", "random")
+WITHOUT_SAMPLES = ("l1", "l2", "batch_norm", "random")
+Scores = NDArray[np.float64]
+
+_WIDEST = 4608
+"""Columns of a weight above which its covariance is not inverted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """What is asked."""
+
+    criterion: str
+    depths: Mapping[str, int]
+    """How many units of each family may go at most: ``obs`` ranks no deeper."""
+    seed: int = 0
+    """Of ``random``."""
+
+
+def scores(model: Model, families: Sequence[Family], ranking: Ranking, evidence: Evidence) -> dict[str, Scores]:
+    """By the family's name: a score for each unit, lowest first to go.
+
+    Raises :class:`~edgeopt.errors.PassFailed` for an unknown criterion, one that needs what is not there, or where a tensor is not finite.
+    """
+    criterion = ranking.criterion
+    _check(criterion, evidence)
+    if criterion in ("l1", "l2"):
+        return {family.name: _norms(model, family, criterion) for family in families}
+    if criterion == "random":
+        return {family.name: _random(family, ranking.seed) for family in families}
+    if criterion == "batch_norm":
+        return _batch_norm_scales(model, families)
+    if criterion == "obs":
+        return _second_order(model, families, evidence, ranking.depths)
+    return _activities(model, families, criterion, evidence)
+
+
+def _check(criterion: str, evidence: Evidence) -> None:
+    if criterion not in CRITERIA:
+        raise PassFailed(f"criterion is {criterion!r}", hint=f"Use one of {', '.join(CRITERIA)}.")
+    if criterion == "taylor":
+        raise PassFailed("criterion taylor needs gradients, and so the train extra", hint="Use criterion=obs.")
+    if criterion not in WITHOUT_SAMPLES and not evidence.sample_count:
+        raise PassFailed(
+            f"criterion {criterion} needs calibration samples, and there are none",
+            hint=f"Drop samples, or use one of {', '.join(WITHOUT_SAMPLES)}.",
+        )
+
+
+# ---------------------------------------------------------------- from the weights
+def _norms(model: Model, family: Family, criterion: str) -> Scores:
+    order = 1 if criterion == "l1" else 2
+    constants = _constants(model)
+    powers = np.zeros(family.units)
+    for slot in family.slots:
+        if slot.role != "producer" or slot.constant not in constants:
+            continue
+        weight = np.asarray(tensors.array(constants[slot.constant]), np.float64)
+        each = np.abs(np.moveaxis(weight, slot.axis, 0)).reshape(weight.shape[slot.axis], -1) ** order
+        powers += _of_units(each.sum(axis=1), slot)
+    return np.asarray(powers ** (1.0 / order), np.float64)
+
+
+def _random(family: Family, seed: int) -> Scores:
+    return np.random.default_rng([seed, zlib.crc32(family.name.encode())]).random(family.units)
+
+
+def _batch_norm_scales(model: Model, families: Sequence[Family]) -> dict[str, Scores]:
+    scales = {
+        str(node.inputs[1].name): np.abs(np.asarray(tensors.array(node.inputs[1]), np.float64))
+        for node in model.graph
+        if node.op_type == "BatchNormalization" and node.inputs[1] is not None and tensors.constant(node.inputs[1])
+    }
+    found: dict[str, Scores] = {}
+    for family in families:
+        slots = [slot for slot in family.slots if slot.constant in scales]
+        if slots:
+            found[family.name] = np.sum([_of_units(scales[slot.constant], slot) for slot in slots], axis=0)
+    if not found:
+        raise PassFailed(
+            "criterion batch_norm finds no batch norm behind a prunable layer: the model has none, or they are folded",
+            hint="Put prune_channels before fold_batch_norm, or use another criterion.",
+        )
+    return found
+
+
+def _of_units(values: Scores, slot: Slot) -> Scores:
+    """Sums of one value an index over each unit's indices."""
+    return np.asarray([values[list(indices)].sum() for indices in slot.indices])
+
+
+def _constants(model: Model) -> dict[str, ir.Value]:
+    found = dict(model.graph.initializers)
+    for node in model.graph:
+        if node.op_type == "Constant":
+            found[str(node.outputs[0].name)] = node.outputs[0]
+    return found
+
+
+# ---------------------------------------------------------------- from what the units do
+def _activities(model: Model, families: Sequence[Family], criterion: str, evidence: Evidence) -> dict[str, Scores]:
+    known = consumers(model)
+    pairs = {family.name: of_family(family, known) for family in families}
+    wanted = {consumer.name: consumer for each in pairs.values() for consumer, _ in each}
+    if not wanted:
+        return {}
+    seen = activity.observe(model, list(wanted.values()), evidence)
+    return {
+        name: np.sum([_of_units(_measured(c, seen[c.name], criterion), slot) for c, slot in each], axis=0)
+        for name, each in pairs.items()
+        if each
+    }
+
+
+def _measured(consumer: Consumer, seen: Activity, criterion: str) -> Scores:
+    """One value for each index of the consumer's input axis."""
+    if criterion == "entropy":
+        return seen.entropy
+    if criterion == "apoz":
+        return 1.0 - seen.zeros
+    rows = consumer.rows().astype(np.float64)
+    power = np.square(rows).reshape(rows.shape[0], -1, consumer.kernel).sum(axis=(0, 2))
+    contributions = seen.variance * power
+    total = float(contributions.sum())
+    # Relative to the consumer's own output, so that the readers of one unit can be added up.
+    return contributions / total if total > 0 else contributions
+
+
+def _second_order(
+    model: Model, families: Sequence[Family], evidence: Evidence, depths: Mapping[str, int]
+) -> dict[str, Scores]:
+    known = {name: each for name, each in consumers(model).items() if each.width <= _WIDEST}
+    pairs = {family.name: of_family(family, known) for family in families}
+    found: dict[str, Scores] = {}
+    for group in _rounds([family for family in families if pairs[family.name]], pairs):
+        wanted = {consumer.name: consumer for family in group for consumer, _ in pairs[family.name]}
+        covariances = _covariances(model, list(wanted.values()), evidence)
+        for family in group:
+            readers = [
+                Reader.of(c.rows(), covariances[c.name], [c.columns(indices) for indices in slot.indices])
+                for c, slot in pairs[family.name]
+            ]
+            found[family.name] = greedy(readers, family.units, depths.get(family.name, family.units - 1))
+    return found
+
+
+def _rounds(families: Sequence[Family], pairs: Mapping[str, list[tuple[Consumer, Slot]]]) -> Iterator[list[Family]]:
+    """Families whose covariances fit into memory together."""
+    group: list[Family] = []
+    taken = 0
+    for family in families:
+        cost = sum(8 * consumer.width**2 for consumer, _ in pairs[family.name])
+        if group and taken + cost > gram.MOST_BYTES:
+            yield group
+            group, taken = [], 0
+        group.append(family)
+        taken += cost
+    if group:
+        yield group
+
+
+def _covariances(model: Model, wanted: Sequence[Consumer], evidence: Evidence) -> dict[str, Scores]:
+    sums = {consumer.name: Sums.empty(consumer.width, 0, constant=True) for consumer in wanted}
+    names = list(dict.fromkeys(str(consumer.layer.data.name) for consumer in wanted))
+    for arrays in islice(evidence.observe(model, names), activity.MOST_SAMPLES):
+        for consumer in wanted:
+            rows = gram.patches(np.asarray(arrays[str(consumer.layer.data.name)], np.float32), consumer.layer)
+            sums[consumer.name].add(rows, np.zeros((len(rows), 0), np.float32))
+    found = {}
+    for name, seen in sums.items():
+        if not np.isfinite(seen.gram).all():
+            raise not_finite(name)
+        mean = seen.gram[-1, :-1] / seen.rows
+        found[name] = seen.gram[:-1, :-1] / seen.rows - np.outer(mean, mean)
+    return found

@@ -1,0 +1,189 @@
+"""Reconstruction: who read a removed channel learns to give the same from the channels that are left, without training.
+
+Stands behind ``importance`` and before ``graph.shrink``. In come a model, its groups, the units that go, and calibration samples; out goes the model in its
+old shapes with the units' columns at zero and the other columns of the same weights refitted (see ``regression``). Layers are visited in order: the targets
+are what the original gives, the inputs what the model gives whose earlier layers are pruned and refitted already, so a layer also makes good what the ones
+before it lost. Every fourth sample is held out, and a layer that does not come out better on those keeps its weights.
+
+Memory: one sample's tensors, plus the targets and sums of a few layers at a time (``MOST_BYTES``). Wider layers than ``WIDEST`` stay plain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeopt.calibrate import gram
+from edgeopt.calibrate.consumers import Columns, Consumer, bias_of, consumers, removed_columns
+from edgeopt.calibrate.regression import Refit, Sums, best
+from edgeopt.errors import PassFailed
+from edgeopt.graph import edit, shrink, tensors
+from edgeopt.graph.groups import ChannelGroups
+from edgeopt.protocols import Evidence
+
+if TYPE_CHECKING:
+    from edgeopt.protocols import Model
+
+WIDEST = 4608
+"""Columns of a weight above which it is not refitted: factoring would take minutes."""
+MOST_SAMPLES = 256
+"""Samples read at most: their number bounds the targets that are kept."""
+MOST_BYTES = 256 << 20
+_HELD_OUT_EVERY = 4
+_MOST_ROUNDS = 48
+"""Layers are visited together beyond this: every round costs two runs over the samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One weight to refit."""
+
+    original: Consumer
+    current: Consumer
+    kept: Columns
+    weights: NDArray[np.float64]
+    """What plain removal leaves: (kept columns, outputs), the bias as the last row."""
+    bias: ir.Value | None
+    level: int
+    """How many tasks lie in front of it."""
+
+    def cost(self, samples: int) -> int:
+        """Bytes of its targets and sums at most."""
+        rows = min(samples, MOST_SAMPLES) * gram.ROWS_PER_SAMPLE
+        return 4 * rows * self.original.outputs + 16 * self.kept.size * (self.kept.size + self.original.outputs)
+
+
+def refit(
+    model: Model, groups: ChannelGroups, removed: Mapping[str, Collection[int]], evidence: Evidence
+) -> tuple[Model, dict[str, Refit]]:
+    """The model with the units zeroed and their consumers refitted, and what became of each consumer.
+
+    Names and shapes are those of ``model``: ``shrink`` takes it from here. Raises :class:`~edgeopt.errors.PassFailed` without samples, or where a tensor is not
+    finite.
+    """
+    if not evidence.sample_count:
+        raise PassFailed("there are no calibration samples to refit with", hint="Set refit=false, or drop samples.")
+    current = shrink.zeroed(model, groups, removed)
+    found: dict[str, Refit] = {}
+    for tasks in _rounds(_tasks(model, current, groups, removed), evidence.sample_count):
+        for task, sums in zip(tasks, _observe(model, current, tasks, evidence), strict=True):
+            result = best(*sums, task.weights)
+            found[task.current.name] = result
+            if result.how != "plain":
+                _write(task, result.weights)
+    return current, found
+
+
+def _rounds(tasks: Sequence[_Task], samples: int) -> Iterator[list[_Task]]:
+    """Tasks that may be refitted from the same two runs: none stands in front of another, and their sums fit into memory."""
+    levels = sorted({task.level for task in tasks})
+    stride = -(-len(levels) // _MOST_ROUNDS) if levels else 1
+    for start in range(0, len(levels), stride):
+        together = levels[start : start + stride]
+        group: list[_Task] = []
+        for task in tasks:
+            if task.level not in together:
+                continue
+            if group and sum(each.cost(samples) for each in group) + task.cost(samples) > MOST_BYTES:
+                yield group
+                group = []
+            group.append(task)
+        if group:
+            yield group
+
+
+def _tasks(
+    model: ir.Model, current: ir.Model, groups: ChannelGroups, removed: Mapping[str, Collection[int]]
+) -> list[_Task]:
+    before, now = consumers(model), consumers(current)
+    gone = {name: columns for name, columns in removed_columns(groups, removed, before).items() if name in now}
+    levels = _levels(current, {now[name].layer.node for name in gone})
+    tasks = []
+    for name, columns in gone.items():
+        consumer = now[name]
+        kept = np.setdiff1d(np.arange(consumer.width, dtype=np.intp), columns)
+        if not 0 < kept.size <= WIDEST:
+            continue
+        bias = bias_of(consumer.layer)
+        weights = consumer.rows()[:, kept].T.astype(np.float64)
+        if bias is not None:
+            offset = np.asarray(tensors.array(bias), np.float64).reshape(1, -1)
+            weights = np.concatenate([weights, offset])
+        tasks.append(_Task(before[name], consumer, kept, weights, bias, levels[consumer.layer.node]))
+    return tasks
+
+
+def _levels(model: ir.Model, marked: Collection[ir.Node]) -> dict[ir.Node, int]:
+    """For each marked node the most marked nodes on any way from the inputs to it."""
+    depth: dict[ir.Value, int] = {}
+    found = {}
+    for node in model.graph:
+        level = max((depth.get(value, 0) for value in node.inputs if value is not None), default=0)
+        if node in marked:
+            found[node] = level
+            level += 1
+        depth.update((output, level) for output in node.outputs)
+    return found
+
+
+def _observe(model: Model, current: Model, tasks: Sequence[_Task], evidence: Evidence) -> Iterator[tuple[Sums, Sums]]:
+    """Sums over the samples to fit on and those held out, of every task."""
+    targets = _targets(model, tasks, evidence)
+    sums = [
+        tuple(Sums.empty(task.kept.size, task.original.outputs, constant=task.bias is not None) for _ in range(2))
+        for task in tasks
+    ]
+    names = list(dict.fromkeys(str(task.current.layer.data.name) for task in tasks))
+    for index, arrays in enumerate(islice(evidence.observe(current, names), MOST_SAMPLES)):
+        held = index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+        for number, task in enumerate(tasks):
+            rows = _patches(arrays[str(task.current.layer.data.name)], task.current)[:, task.kept]
+            sums[number][held].add(rows, targets[number][index])
+    return iter([(fit, held) for fit, held in sums])
+
+
+def _targets(model: Model, tasks: Sequence[_Task], evidence: Evidence) -> list[list[NDArray[np.float32]]]:
+    """What the original's layers give, a (rows, outputs) array for each task and sample.
+
+    The original runs to its end before the pruned model starts: the two would observe through the same file.
+    """
+    found: list[list[NDArray[np.float32]]] = [[] for _ in tasks]
+    offsets = [_offset(task.original) for task in tasks]
+    outputs = [str(task.original.layer.node.outputs[0].name) for task in tasks]
+    for arrays in islice(evidence.observe(model, list(dict.fromkeys(outputs))), MOST_SAMPLES):
+        for number, task in enumerate(tasks):
+            data = np.moveaxis(np.asarray(arrays[outputs[number]], np.float32), task.original.layer.channel_axis, -1)
+            # The same places as those of `gram.patches`: both number them batch first, then along the map.
+            found[number].append(gram.thinned(data.reshape(-1, data.shape[-1])) + offsets[number])
+    return found
+
+
+def _patches(data: NDArray[np.generic], consumer: Consumer) -> NDArray[np.float32]:
+    rows = gram.patches(np.asarray(data, np.float32), consumer.layer)
+    if not np.isfinite(rows).all():
+        raise PassFailed(
+            f"tensor {consumer.layer.data.name!r} is not finite in a calibration sample",
+            hint="Check the calibration data.",
+        )
+    return rows
+
+
+def _offset(consumer: Consumer) -> NDArray[np.float32]:
+    """What is still added to the layer's output: the bias behind a MatMul."""
+    bias = bias_of(consumer.layer) if consumer.layer.node.op_type == "MatMul" else None
+    return np.zeros(1, np.float32) if bias is None else np.asarray(tensors.array(bias), np.float32).reshape(-1)
+
+
+def _write(task: _Task, weights: NDArray[np.float64]) -> None:
+    rows = np.zeros((task.original.outputs, task.current.width), np.float64)
+    rows[:, task.kept] = weights[: task.kept.size].T
+    edit.set_constant(task.current.layer.weight, task.current.as_weight(rows))
+    if task.bias is not None:
+        old = np.asarray(tensors.array(task.bias))
+        edit.set_constant(task.bias, weights[-1].astype(np.float32).reshape(old.shape))

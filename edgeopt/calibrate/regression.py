@@ -1,0 +1,121 @@
+"""Least squares from sums: a layer's weights refitted to what the layer gave before, no row of data kept.
+
+Stands under ``reconstruct``. In come rows of what a layer reads now and of what it should give, a sample at a time; out go weights. Removing a channel
+leaves the others' columns solvable in closed form (Y. He, X. Zhang and J. Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017,
+arXiv:1707.06168). The ridge pulls toward the weights that were there, not toward zero: where the data says nothing, what was learned from
+more data stays. A constant column fits the bias along, and is not pulled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Weights = NDArray[np.float64]
+"""(inputs, outputs), the bias as the last row where there is one."""
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Pulls that are tried, as shares of the inputs' mean power."""
+_COSTLY_WIDTH = 2048
+"""Inputs above which fewer pulls are tried: each is a factorisation."""
+
+
+@dataclass(slots=True)
+class Sums:
+    """What least squares needs of all rows so far."""
+
+    gram: NDArray[np.float64]
+    """Inputs by inputs."""
+    cross: NDArray[np.float64]
+    """Inputs by outputs."""
+    power: float
+    """Of the targets, summed."""
+    rows: int
+    constant: bool
+    """The last input is 1 in every row: the bias."""
+
+    @staticmethod
+    def empty(inputs: int, outputs: int, *, constant: bool) -> Sums:
+        """Sums over no rows; ``inputs`` does not count the constant."""
+        width = inputs + constant
+        return Sums(np.zeros((width, width)), np.zeros((width, outputs)), 0.0, 0, constant)
+
+    def add(self, inputs: NDArray[np.float32], targets: NDArray[np.float32]) -> None:
+        """Rows of both; the constant is added here."""
+        if self.constant:
+            inputs = np.concatenate([inputs, np.ones((len(inputs), 1), np.float32)], axis=1)
+        self.gram += inputs.T @ inputs
+        self.cross += inputs.T @ targets
+        self.power += float(np.square(targets, dtype=np.float64).sum())
+        self.rows += len(inputs)
+
+    def plus(self, other: Sums) -> Sums:
+        """Sums over the rows of both."""
+        return Sums(
+            self.gram + other.gram,
+            self.cross + other.cross,
+            self.power + other.power,
+            self.rows + other.rows,
+            self.constant,
+        )
+
+    def error(self, weights: Weights) -> float:
+        """Sum of squares of what ``weights`` miss."""
+        explained = np.einsum("io,io->", weights, self.gram @ weights - 2.0 * self.cross)
+        return max(0.0, float(self.power + explained))
+
+    def levelled(self, weights: Weights) -> Weights:
+        """The same slopes, with the bias that keeps every output's mean; as it is where there is no bias."""
+        if not self.constant or not self.rows:
+            return weights
+        moved = weights.copy()
+        moved[-1] = (self.cross[-1] - self.gram[-1, :-1] @ weights[:-1]) / self.rows
+        return moved
+
+    def fitted(self, weights: Weights, ridge: float) -> Weights:
+        """The least squares, pulled toward ``weights`` by ``ridge`` times the inputs' mean power."""
+        inputs = len(self.gram) - self.constant
+        power = float(np.trace(self.gram[:inputs, :inputs])) / max(1, inputs)
+        matrix = self.gram.copy()
+        diagonal = np.arange(inputs)
+        matrix[diagonal, diagonal] += ridge * power if power > 0 else 1.0
+        change = np.linalg.solve(matrix, self.cross - self.gram @ weights)
+        return np.asarray(weights + change, np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """The best weights, how they were made, and their error on held-out rows over that of plain removal."""
+
+    weights: Weights
+    how: str
+    """``plain``, ``mean`` or ``least squares``."""
+    gain: float
+
+
+def best(fit: Sums, held: Sums, weights: Weights) -> Refit:
+    """Whatever errs least on the held-out rows: the weights as they are, with the means kept, or refitted.
+
+    A refit may look good on its own rows and be worse than nothing on others, so it has to show on ``held``; once it did, all rows
+    make the final weights. Without held-out rows the weights stay.
+    """
+    plain = held.error(weights)
+    if not held.rows or not fit.rows or plain <= 0.0:
+        return Refit(weights, "plain", 1.0)
+    whole = fit.plus(held)
+    found = Refit(weights, "plain", 1.0)
+    level = held.error(fit.levelled(weights)) / plain
+    if level < found.gain:
+        found = Refit(whole.levelled(weights), "mean", level)
+    errors = {ridge: held.error(fit.fitted(weights, ridge)) / plain for ridge in _ridges(len(weights))}
+    ridge = min(errors, key=lambda each: errors[each])
+    if errors[ridge] < found.gain:
+        found = Refit(whole.fitted(weights, ridge), "least squares", errors[ridge])
+    return found if np.isfinite(found.weights).all() else Refit(weights, "plain", 1.0)
+
+
+def _ridges(width: int) -> Sequence[float]:
+    return RIDGES if width <= _COSTLY_WIDTH else RIDGES[1:4]

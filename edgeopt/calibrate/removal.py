@@ -1,0 +1,138 @@
+"""How many units go, and which: from scores to a set of removed units for each family.
+
+Stands between ``importance`` and ``reconstruct``; also reads the settings of ``passes.prune_channels``. Counts are rounded so that what is left is a multiple of what
+kernels work in: blocks of 8 channels (AVX2) or 16 (AVX-512) are computed whole, filled or not. Ranking is local (every family loses its share) or global: scores are
+divided by their family's mean, then ranked among families of the same kind (after G. Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024,
+which ranks within structures of the same shape).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeopt.calibrate.importance import CRITERIA, Scores
+from edgeopt.errors import PassFailed
+from edgeopt.graph.groups import Family
+
+Removed = dict[str, tuple[int, ...]]
+"""By the family's name: the units that go, ascending."""
+
+SCOPES = ("local", "global")
+DIRECTIONS = ("low", "high")
+KINDS = ("channels", "heads", "neurons", "hidden")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneScheme:
+    """The settings, checked by :meth:`check`."""
+
+    criterion: str = "obs"
+    ratio: float = 0.1
+    removed: str = "{}"
+    scope: str = "local"
+    multiple: int = 0
+    refit: bool = True
+    direction: str = "low"
+    families: str = "all"
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises :class:`~edgeopt.errors.PassFailed` for a value that means nothing."""
+        for name, value, known in (
+            ("criterion", self.criterion, CRITERIA),
+            ("scope", self.scope, SCOPES),
+            ("direction", self.direction, DIRECTIONS),
+            ("families", self.families, ("all", *KINDS)),
+        ):
+            if value not in known:
+                raise PassFailed(f"{name} is {value!r}", hint=f"Use one of {', '.join(known)}.")
+        if not 0.0 <= self.ratio < 1.0 or self.multiple < 0:
+            raise PassFailed(
+                f"ratio {self.ratio:g} or multiple {self.multiple} is out of its range",
+                hint="Give a ratio from 0 to below 1, and a multiple of 0 (chosen for each family) or more.",
+            )
+
+    def counts(self) -> dict[str, int]:
+        """The explicit ``removed`` counts; empty where ``ratio`` decides."""
+        try:
+            counts = json.loads(self.removed)
+        except ValueError as error:
+            raise PassFailed(f"removed is {self.removed!r:.80}, not JSON", hint=_HINT) from error
+        plain = isinstance(counts, dict) and all(type(count) is int and count >= 0 for count in counts.values())
+        if not plain:
+            raise PassFailed(f"removed is {self.removed!r:.80}, not counts by family", hint=_HINT)
+        return dict(counts)
+
+
+_HINT = 'Give a JSON object such as {"conv1.weight": 8}.'
+
+
+def candidates(families: Sequence[Family], scheme: PruneScheme) -> list[Family]:
+    """The families that may lose units under ``scheme``; :class:`~edgeopt.errors.PassFailed` where ``removed`` names an unknown one or too many."""
+    counts = scheme.counts()
+    chosen = [family for family in families if scheme.families in ("all", family.kind)]
+    known = {family.name: family for family in chosen}
+    for name, count in counts.items():
+        if name not in known or count >= known[name].units:
+            units = f"which has {known[name].units} units" if name in known else "which is no prunable family here"
+            raise PassFailed(f"removed asks for {count} units of {name!r}, {units}", hint="Remove fewer, or none.")
+    return [family for family in chosen if family.units > 1 and (not counts or counts.get(family.name))]
+
+
+def depths(families: Sequence[Family], scheme: PruneScheme) -> dict[str, int]:
+    """How many units of each family may go at most."""
+    counts = scheme.counts()
+    if counts or scheme.scope == "local":
+        return {f.name: counts.get(f.name, f.units - left(f, scheme, f.units * (1.0 - scheme.ratio))) for f in families}
+    return {family.name: family.units - block(family, scheme) for family in families}
+
+
+def choose(families: Sequence[Family], scores: Mapping[str, Scores], scheme: PruneScheme) -> Removed:
+    """The units that go; families without scores, and those that lose nothing, are missing."""
+    sign = 1.0 if scheme.direction == "low" else -1.0
+    judged = {family.name: family for family in families if family.name in scores}
+    ordered = {name: np.argsort(sign * scores[name], kind="stable") for name in judged}
+    if scheme.scope == "global" and not scheme.counts():
+        counts = _global(list(judged.values()), scores, scheme, sign)
+    else:
+        counts = depths(list(judged.values()), scheme)
+    return {name: tuple(sorted(int(u) for u in ordered[name][:count])) for name, count in counts.items() if count}
+
+
+def left(family: Family, scheme: PruneScheme, wanted: float) -> int:
+    """How many units to leave where ``wanted`` would be right: the nearest multiple, one at least."""
+    step = block(family, scheme)
+    return min(family.units, max(step, round(wanted / step) * step))
+
+
+def block(family: Family, scheme: PruneScheme) -> int:
+    """What counts left are multiples of; 1 where the family has no more than that."""
+    if scheme.multiple:
+        return scheme.multiple if scheme.multiple < family.units else 1
+    if family.kind == "heads":
+        return 1
+    return 8 if family.units >= 64 else 4 if family.units >= 16 else 1
+
+
+def _global(families: list[Family], scores: Mapping[str, Scores], scheme: PruneScheme, sign: float) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for kind in KINDS:
+        pool = [family for family in families if family.kind == kind]
+        if not pool:
+            continue
+        values = np.concatenate([sign * _relative(scores[family.name]) for family in pool])
+        owners = np.concatenate([np.full(family.units, number) for number, family in enumerate(pool)])
+        taken = owners[np.argsort(values, kind="stable")[: round(scheme.ratio * len(values))]]
+        for number, family in enumerate(pool):
+            wanted = family.units - int((taken == number).sum())
+            counts[family.name] = family.units - left(family, scheme, wanted)
+    return counts
+
+
+def _relative(values: Scores) -> Scores:
+    mean = float(np.mean(values))
+    return values / mean if mean > 0 else values

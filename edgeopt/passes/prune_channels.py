@@ -1,0 +1,99 @@
+"""Structured pruning: channels, neurons and heads go for good, and whoever read them is refitted.
+
+Runs on the float graph, before distillation and quantization; before or behind batch-norm folding. In comes a model, out goes one with the same inputs and outputs
+and smaller constants, so every runtime gains. What must go together comes from ``graph.groups``, what is worth least from ``calibrate.importance``,
+what makes good for it from ``calibrate.reconstruct``.
+
+Settings (all optional):
+
+- ``criterion``  obs | l1 | l2 | batch_norm | entropy | apoz | variance | random (taylor needs gradients), see ``calibrate.importance``
+- ``ratio``      share of each family's units that go
+- ``removed``    JSON object of counts by family, instead of ``ratio``; taken as they are
+- ``scope``      local: every family loses its share; global: ranked across families of a kind
+- ``multiple``   what is left is a multiple of this; 0: 8, 4 or 1 by the family's size, 1 for heads
+- ``refit``      least squares for who read what goes; needs calibration samples
+- ``direction``  low: the least important go; high: the most important, to see what a criterion is worth
+- ``families``   all | channels | heads | neurons | hidden
+- ``seed``       of criterion random
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeopt.calibrate import importance, removal
+from edgeopt.calibrate.consumers import consumers, removed_columns, with_biases
+from edgeopt.calibrate.importance import Ranking
+from edgeopt.calibrate.reconstruct import refit
+from edgeopt.calibrate.removal import PruneScheme, Removed
+from edgeopt.calibrate.scheme import read_settings
+from edgeopt.calibrate.shapes import observed_shapes
+from edgeopt.errors import PassFailed
+from edgeopt.graph import groups, shrink
+from edgeopt.graph.groups import ChannelGroups
+from edgeopt.protocols import Evidence, Settings
+from edgeopt.records import Signature, Target
+
+if TYPE_CHECKING:
+    from edgeopt.protocols import Model
+
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU")
+
+
+class PruneChannels:
+    """A model in, the same model with fewer channels out."""
+
+    name = "prune_channels"
+    lossless = False
+    needs_data = False
+
+    def refuse(self, signature: Signature, target: Target) -> str | None:
+        """A quantized model, or one without layers that have channels."""
+        del target
+        if signature.quantized:
+            return "the model is quantized already"
+        if not signature.count(*_LAYERS):
+            return "the model has no layer whose channels could go"
+        return None
+
+    def apply(self, model: Model, settings: Settings, evidence: Evidence) -> Model:
+        """The smaller model; raises :class:`~edgeopt.errors.PassFailed` where no unit can go, or what the criterion needs is missing."""
+        scheme = read_settings(PruneScheme, settings, technique=self.name)
+        scheme.check()
+        if scheme.refit and not evidence.sample_count:
+            raise PassFailed(
+                "refit needs calibration samples, and there are none",
+                hint="Drop samples, or set refit=false and criterion=l1.",
+            )
+        shapes = observed_shapes(model, evidence)
+        found = groups.find(model, shapes)
+        removed = _removed(model, found, scheme, evidence)
+        if not scheme.refit:
+            return shrink.shrink(model, found, removed)
+        # A reader without a bias could not take up the mean of what it loses.
+        losing = removed_columns(found, removed, consumers(model))
+        biased = with_biases(model, losing)
+        found = groups.find(biased, shapes)
+        refitted, _ = refit(biased, found, removed, evidence)
+        return shrink.shrink(refitted, found, removed)
+
+
+def _removed(model: Model, found: ChannelGroups, scheme: PruneScheme, evidence: Evidence) -> Removed:
+    families = removal.candidates(found.families, scheme)
+    if not families:
+        reasons = "; ".join(f"{frozen.name}: {frozen.reason}" for frozen in found.frozen[:3])
+        raise PassFailed(
+            f"no family of {scheme.families} units can be pruned ({reasons or 'there is none'})",
+            hint="Leave this technique out for this model.",
+        )
+    depths = removal.depths(families, scheme)
+    ranking = Ranking(criterion=scheme.criterion, depths=depths, seed=scheme.seed)
+    scores = importance.scores(model, families, ranking, evidence)
+    removed = removal.choose(families, scores, scheme)
+    if not removed:
+        raise PassFailed(
+            f"nothing goes: {len(scores)} of {len(families)} families can be judged by {scheme.criterion}, "
+            f"and a ratio of {scheme.ratio:g} rounds to no unit in any",
+            hint="Give a larger ratio or a smaller multiple.",
+        )
+    return removed

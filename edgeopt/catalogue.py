@@ -26,6 +26,8 @@ PASSES: dict[str, tuple[str, str]] = {
 }
 RUNTIMES: dict[str, tuple[str, str]] = {
     "onnxruntime": ("edgeopt.runtimes.ort", "OnnxRuntime"),
+    "tensorrt": ("edgeopt.runtimes.trt.runtime", "TensorRt"),
+    "tensorrt-rtx": ("edgeopt.runtimes.trt.runtime", "rtx"),
 }
 
 

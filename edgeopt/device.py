@@ -91,6 +91,7 @@ def detect(request: TargetRequest, *, host: Host = THIS_HOST) -> Target:
         threads=request.threads or usable_cores(host=host),
         memory_bytes=memory_bytes(host=host),
         batch=request.batch,
+        compute_capability=request.compute_capability,
     )
 
 

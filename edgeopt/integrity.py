@@ -13,6 +13,8 @@ def sha256_of(file: Path) -> str:
 
 
 def model_files(model: Path) -> tuple[Path, ...]:
-    """The model file, and the file of its weights where there is one (``model.onnx.data``)."""
+    """The model file, and the file of its weights where there is one (``model.onnx.data``); an engine's, then its model's."""
+    if model.suffix == ".engine":
+        return (model, *model_files(model.with_suffix(".onnx")))
     data = model.with_name(model.name + ".data")
     return (model, data) if data.exists() else (model,)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 ARTIFACT_FILE = "model.onnx"
 ARTIFACT_DATA_FILE = "model.onnx.data"
+ENGINE_FILE = "model.engine"
+"""Lies beside the ``model.onnx`` that it was made of."""
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.html"
 CHECKSUMS_FILE = "SHA256SUMS"

@@ -190,6 +190,7 @@ def _class_of(code: str) -> type[EdgeoptError]:
 def _check(request: Request) -> None:
     """Refuse before any work what cannot come to anything."""
     from edgeopt import catalogue
+    from edgeopt.runtimes.trt import flavours
 
     for path in (request.model, request.calibration, request.eval):
         if path is not None and not path.exists():
@@ -197,8 +198,9 @@ def _check(request: Request) -> None:
     target = request.policy.target.name
     if target not in TARGETS:
         raise UsageError(f"there is no target {target!r}", hint=f"Use one of {', '.join(TARGETS)}.")
-    if target.startswith("tensorrt") and "tensorrt" not in catalogue.RUNTIMES:
-        raise UsageError(f"this version of edgeopt cannot serve {target} yet", hint="Use the target auto, cpu or arm.")
+    flavour = flavours.FLAVOURS.get(target)
+    if flavour is not None and flavours.module_of(flavour) is None:
+        raise UsageError(f"{target} is not installed here", hint=f"Run {flavour.install}.")
     for step in request.recipe.steps if request.recipe else ():
         if step.technique not in catalogue.PASSES:
             known = ", ".join(sorted(catalogue.PASSES))

@@ -74,6 +74,8 @@ class Target:
     threads: int
     memory_bytes: int
     batch: int = 1
+    compute_capability: tuple[float, ...] = ()
+    """Of the GPUs that engines are built for ahead of time, such as 8.6; empty: the GPU that is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,6 +265,28 @@ def _value_label(value: Scalar) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What a builder told of a TensorRT engine; None where its log did not tell."""
+
+    key: str
+    """Hash of everything that the engine depends on."""
+    gpus: tuple[str, ...]
+    """Such as ``SM86``."""
+    build_s: float
+    weights_bytes: int | None = None
+    activation_bytes: int | None = None
+    traffic_bytes: int | None = None
+    """Read and written by one inference, over all layers."""
+    layers: int | None = None
+    products: int | None = None
+    """Layers that multiply by weights; of these, in ``int8_products`` both operands have 8 bits."""
+    int8_products: int | None = None
+    packed_products: int | None = None
+    """Weights in 8 or 4 bits, activations wider."""
+    half_products: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
     """A model in the form that a runtime loads, and the session settings it is loaded with."""
 
@@ -274,6 +298,7 @@ class Artifact:
     runtime: str
     runtime_version: str
     session: tuple[tuple[str, Scalar], ...]
+    engine: EngineFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +344,8 @@ class Measurement:
     quality: Quality
     original_latency: Latency | None = None
     """The original's in the same turns: the machine's speed drifts, and only these two belong together."""
+    measured: bool = True
+    """False where the artifact's device is not here: then latencies are 0, and ``speedup`` is the ratio of the bytes that one inference moves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,185 @@
+"""The ``tensorrt`` and ``tensorrt-rtx`` entries of the catalogue: from an ONNX file to an engine with what is known of it.
+
+An artifact of these runtimes is ``model.engine`` beside the ``model.onnx`` that it was made of. RTX builds without a GPU, for the compute capabilities that the
+target names; TensorRT builds on the GPU that will run it. Neither runs without one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeopt import device, wire
+from edgeopt.errors import CompileFailed, MeasureFailed
+from edgeopt.integrity import model_files, sha256_of
+from edgeopt.layout import ENGINE_FILE
+from edgeopt.records import Artifact, EngineFacts, Recipe, Scalar, Signature, Target
+from edgeopt.runtimes.trt import build, coverage, preflight
+from edgeopt.runtimes.trt import flavours as known
+from edgeopt.runtimes.trt.flavours import Flavour
+from edgeopt.runtimes.trt.key import engine_key
+from edgeopt.runtimes.trt.order import Answer, Order, Range
+
+if TYPE_CHECKING:
+    from edgeopt.protocols import Array, Feeds, Session
+
+CAPABILITIES = (7.5, 8.0, 8.6, 8.9, 12.0, 12.1)
+"""What RTX 1.7 builds for."""
+
+
+class TensorRt:
+    """One flavour of TensorRT as a runtime; ``profiles`` say which shapes its engines must take."""
+
+    def __init__(
+        self,
+        flavour: Flavour = known.TENSORRT,
+        *,
+        profiles: Sequence[Sequence[Range]] = (),
+        limit_s: float = 1800.0,
+        on_progress: build.OnProgress = lambda _progress: None,
+    ) -> None:
+        self._flavour = flavour
+        self._profiles = tuple(tuple(profile) for profile in profiles)
+        self._limit_s, self._on_progress = limit_s, on_progress
+        self.name = flavour.name
+        self.version = known.version_of(flavour) or ""
+
+    def refuse(self, signature: Signature, target: Target) -> str | None:
+        """Another target, a library that is not installed, no GPU where one is needed, GPUs that the library does not know."""
+        del signature
+        if target.name != self.name:
+            return f"{self.name} serves the target {self.name}, not {target.name}"
+        if known.module_of(self._flavour) is None:
+            return f"{self.name} is not installed here ({self._flavour.install})"
+        if self._flavour.needs_gpu:
+            return (
+                None
+                if device.gpu_present()
+                else f"{self.name} builds on the GPU that will run it, and there is none here"
+            )
+        if not target.compute_capability:
+            if device.gpu_present():
+                return None
+            return "there is no GPU here, so target.compute_capability must say which GPUs the engine is for, such as [8.6, 8.9]"
+        if unknown := [value for value in target.compute_capability if value not in CAPABILITIES]:
+            return f"{self.name} builds for compute capabilities {_listed(CAPABILITIES)}, not {_listed(unknown)}"
+        return None
+
+    def taking(self, profile: Sequence[Range], *, on_progress: build.OnProgress = lambda _progress: None) -> TensorRt:
+        """The same runtime for models whose open inputs take the shapes of ``profile``."""
+        profiles = [profile] if profile else []
+        return TensorRt(self._flavour, profiles=profiles, limit_s=self._limit_s, on_progress=on_progress)
+
+    def load(self) -> None:
+        """Import the library."""
+        importlib.import_module(self._module())
+
+    def compile(self, model: Path, recipe: Recipe, target: Target) -> Artifact:
+        """Build ``model.engine`` beside ``model``; raises :class:`~edgeopt.errors.CompileFailed` with TensorRT's reason."""
+        del recipe
+        module = self._module()
+        prepared = preflight.prepare(model, capabilities=target.compute_capability, profiles=self._profiles)
+        order = Order(
+            module=module,
+            model=str(prepared),
+            engine=str(model.with_name(ENGINE_FILE)),
+            gpus=tuple(gpu_name(value) for value in target.compute_capability),
+            profiles=self._profiles,
+        )
+        started_s = time.monotonic()
+        try:
+            answer = build.build(order, limit_s=self._limit_s, on_progress=self._on_progress)
+        finally:
+            if prepared != model:
+                prepared.unlink(missing_ok=True)
+        facts = _facts(answer, order, seconds=time.monotonic() - started_s)
+        key = engine_key(
+            model_files(model), order, flavour=self.name, version=answer.version, device=self._device(target)
+        )
+        return self._artifact(Path(order.engine), answer.version, replace(facts, key=key))
+
+    @contextmanager
+    def open(self, artifact: Artifact) -> Iterator[Session]:
+        """A session on the GPU; :class:`~edgeopt.errors.CompileFailed` where there is none."""
+        if not device.gpu_present():
+            raise CompileFailed(
+                f"{Path(artifact.path).name} runs on an NVIDIA GPU, and there is none here or its driver is not loaded",
+                hint="Serve it on the device it was built for, or open the model.onnx beside it.",
+            )
+        from edgeopt.runtimes.trt import execute
+
+        with execute.opened(Path(artifact.path), self._module()) as session:
+            yield session
+
+    def node_seconds(self, model: Path, feeds: Feeds, *, threads: int) -> dict[str, float]:
+        """Not told by engines; raises :class:`~edgeopt.errors.MeasureFailed`."""
+        del model, feeds, threads
+        raise MeasureFailed(f"{self.name} does not tell the seconds of a node")
+
+    def observe(
+        self, model: Path, samples: Iterable[Feeds], names: Sequence[str], *, threads: int
+    ) -> Iterator[dict[str, Array]]:
+        """Not possible inside of an engine; raises :class:`~edgeopt.errors.MeasureFailed`."""
+        del model, samples, names, threads
+        raise MeasureFailed(f"{self.name} does not show what lies inside of an engine")
+
+    def _module(self) -> str:
+        module = known.module_of(self._flavour)
+        if module is None:
+            raise CompileFailed(f"{self.name} is not installed here", hint=f"Run {self._flavour.install}.")
+        return module
+
+    def _device(self, target: Target) -> str:
+        """TensorRT's engines are for the very device they were built on; RTX's only for the GPUs they name."""
+        return target.device if self._flavour.needs_gpu else ""
+
+    def _artifact(self, engine: Path, version: str, facts: EngineFacts) -> Artifact:
+        session: list[tuple[str, Scalar]] = [("profiles", json.dumps(wire.encode(self._profiles)))]
+        return Artifact(
+            path=str(engine),
+            format="tensorrt-engine",
+            sha256=sha256_of(engine),
+            bytes=engine.stat().st_size,
+            runtime=self.name,
+            runtime_version=version or self.version,
+            session=tuple(session),
+            engine=facts,
+        )
+
+
+def rtx() -> TensorRt:
+    """TensorRT for RTX, as the catalogue makes it."""
+    return TensorRt(known.RTX)
+
+
+def gpu_name(capability: float) -> str:
+    """``SM86`` for 8.6."""
+    return f"SM{round(capability * 10)}"
+
+
+def _facts(answer: Answer, order: Order, *, seconds: float) -> EngineFacts:
+    found = coverage.summary(coverage.read(answer.table))
+    memory = dict(answer.memory)
+    return EngineFacts(
+        key="",
+        gpus=order.gpus,
+        build_s=round(seconds, 3),
+        weights_bytes=memory.get("weights"),
+        activation_bytes=memory.get("activation"),
+        traffic_bytes=found.traffic_bytes if found else None,
+        layers=found.layers if found else None,
+        products=found.products if found else None,
+        int8_products=found.int8 if found else None,
+        packed_products=found.packed if found else None,
+        half_products=found.half if found else None,
+    )
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

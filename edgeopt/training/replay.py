@@ -4,7 +4,7 @@ Stands under the passes that train: a model comes in, its outputs for given inpu
 :func:`write_back` puts trained weights into a copy of that very model. No converter is in between: of 13 real models the best
 one got 5 right, since each export writes graphs in its own dialect. Here each node is executed as ONNX defines it.
 
-Samples go through together where the graph allows it; :func:`~edgeopt.training.batching.batchable` finds out.
+Samples go through together where the graph allows it; :func:`~edgeopt.training.capacity.batchable` finds out.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ PASSES: dict[str, tuple[str, str]] = {
     "tidy": ("edgeopt.passes.tidy", "Tidy"),
     "fold_batch_norm": ("edgeopt.passes.fold_batch_norm", "FoldBatchNorm"),
     "fuse_transformer": ("edgeopt.passes.fuse_transformer", "FuseTransformer"),
+    "prune_channels": ("edgeopt.passes.prune_channels", "PruneChannels"),
     "cast_fp16": ("edgeopt.passes.cast_fp16", "CastFp16"),
     "equalize_layers": ("edgeopt.passes.equalize_layers", "EqualizeLayers"),
     "migrate_outliers": ("edgeopt.passes.migrate_outliers", "MigrateOutliers"),

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from edgeopt.calibrate import activity, gram
 from edgeopt.calibrate.activity import Activity
+from edgeopt.calibrate.collect import fingerprint
 from edgeopt.calibrate.consumers import Consumer, consumers, of_family
 from edgeopt.calibrate.ranges import not_finite
 from edgeopt.calibrate.regression import Sums
@@ -129,7 +130,7 @@ def _batch_norm_scales(model: Model, families: Sequence[Family]) -> dict[str, Sc
 
 def _of_units(values: Scores, slot: Slot) -> Scores:
     """Sums of one value an index over each unit's indices."""
-    return np.asarray([values[list(indices)].sum() for indices in slot.indices])
+    return np.asarray([values[list(indices)].sum() for indices in slot.indices], np.float64)
 
 
 def _constants(model: Model) -> dict[str, ir.Value]:
@@ -149,7 +150,9 @@ def _activities(model: Model, families: Sequence[Family], criterion: str, eviden
         return {}
     seen = activity.observe(model, list(wanted.values()), evidence)
     return {
-        name: np.sum([_of_units(_measured(c, seen[c.name], criterion), slot) for c, slot in each], axis=0)
+        name: np.asarray(
+            np.sum([_of_units(_measured(c, seen[c.name], criterion), slot) for c, slot in each], axis=0), np.float64
+        )
         for name, each in pairs.items()
         if each
     }
@@ -174,8 +177,13 @@ def _second_order(
 ) -> dict[str, Scores]:
     known = {name: each for name, each in consumers(model).items() if each.width <= _WIDEST}
     pairs = {family.name: of_family(family, known) for family in families}
-    found: dict[str, Scores] = {}
-    for group in _rounds([family for family in families if pairs[family.name]], pairs):
+    # A deeper ranking begins with the shallower one, so it serves both.
+    ranked = evidence.memo.setdefault(f"calibrate.importance:{fingerprint(model)}", {})
+    if not isinstance(ranked, dict):
+        raise TypeError(f"the memo of rankings is a {type(ranked).__name__}")
+    deep = {family.name: depths.get(family.name, family.units - 1) for family in families}
+    missing = [f for f in families if pairs[f.name] and ranked.get(f.name, (-1,))[0] < deep[f.name]]
+    for group in _rounds(missing, pairs):
         wanted = {consumer.name: consumer for family in group for consumer, _ in pairs[family.name]}
         covariances = _covariances(model, list(wanted.values()), evidence)
         for family in group:
@@ -183,8 +191,8 @@ def _second_order(
                 Reader.of(c.rows(), covariances[c.name], [c.columns(indices) for indices in slot.indices])
                 for c, slot in pairs[family.name]
             ]
-            found[family.name] = greedy(readers, family.units, depths.get(family.name, family.units - 1))
-    return found
+            ranked[family.name] = deep[family.name], greedy(readers, family.units, deep[family.name])
+    return {family.name: ranked[family.name][1] for family in families if pairs[family.name]}
 
 
 def _rounds(families: Sequence[Family], pairs: Mapping[str, list[tuple[Consumer, Slot]]]) -> Iterator[list[Family]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgeopt.passes.fold_batch_norm import FoldBatchNorm as FoldBatchNorm
     from edgeopt.passes.fuse_transformer import FuseTransformer as FuseTransformer
     from edgeopt.passes.migrate_outliers import MigrateOutliers as MigrateOutliers
+    from edgeopt.passes.prune_channels import PruneChannels as PruneChannels
     from edgeopt.passes.quantize_dynamic import QuantizeDynamic as QuantizeDynamic
     from edgeopt.passes.quantize_static import QuantizeStatic as QuantizeStatic
     from edgeopt.passes.quantize_weights import QuantizeWeights as QuantizeWeights
@@ -26,6 +27,7 @@ _HOMES = {
     "FoldBatchNorm": "fold_batch_norm",
     "FuseTransformer": "fuse_transformer",
     "MigrateOutliers": "migrate_outliers",
+    "PruneChannels": "prune_channels",
     "QuantizeDynamic": "quantize_dynamic",
     "QuantizeStatic": "quantize_static",
     "QuantizeWeights": "quantize_weights",
@@ -39,6 +41,7 @@ __all__ = [
     "FoldBatchNorm",
     "FuseTransformer",
     "MigrateOutliers",
+    "PruneChannels",
     "QuantizeDynamic",
     "QuantizeStatic",
     "QuantizeWeights",

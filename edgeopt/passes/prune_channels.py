@@ -65,14 +65,15 @@ class PruneChannels:
                 "refit needs calibration samples, and there are none",
                 hint="Drop samples, or set refit=false and criterion=l1.",
             )
-        shapes = observed_shapes(model, evidence)
-        found = groups.find(model, shapes)
-        removed = _removed(model, found, scheme, evidence)
+        own = shrink.unshared(model)
+        shapes = observed_shapes(own, evidence)
+        found = groups.find(own, shapes)
+        removed = _removed(own, found, scheme, evidence)
         if not scheme.refit:
-            return shrink.shrink(model, found, removed)
+            return shrink.shrink(own, found, removed)
         # A reader without a bias could not take up the mean of what it loses.
-        losing = removed_columns(found, removed, consumers(model))
-        biased = with_biases(model, losing)
+        losing = removed_columns(found, removed, consumers(own))
+        biased = with_biases(own, losing)
         found = groups.find(biased, shapes)
         refitted, _ = refit(biased, found, removed, evidence)
         return shrink.shrink(refitted, found, removed)

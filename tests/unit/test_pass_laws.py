@@ -52,6 +52,8 @@ class Law:
 
 CONVOLUTIONS = ("depthwise_residual", "shared_initializers")
 """Nothing there for dynamic quantization."""
+PRUNABLE = ("conv_net", "depthwise_residual", "scaled_head", "mlp", "bert_block")
+"""The others' channels all reach an output, a state or a body."""
 LOSSLESS = 1e-11
 LAWS = (
     Law("tidy", {}, MODELS, LOSSLESS, idempotent=True),
@@ -73,6 +75,8 @@ LAWS = (
         MODELS,
         2e-2,
     ),
+    Law("prune_channels", {"ratio": 0.3}, PRUNABLE, 2e-2),
+    Law("prune_channels", {"ratio": 0.3, "criterion": "l1", "refit": False}, PRUNABLE, 0.3),
     Law("equalize_layers", {}, ("relu_chain",), LOSSLESS),
     Law("equalize_layers", {"bounds": True}, ("relu_chain",), LOSSLESS),
     Law(

@@ -153,9 +153,31 @@ CONVOLUTIONS = [
 # ---------------------------------------------------------------- element by element
 ROW, SIDE = floats(3, 4), floats(2, 1, 4)
 WHOLE = np.asarray([[7, -7, 5], [-5, 6, -1]], np.int64)
-PLAIN = "Abs Neg Sign Floor Ceil Round Exp Erf Sin Cos Tan Atan Sinh Cosh Asinh Relu Sigmoid Tanh Softplus Softsign HardSwish".split()
-INNER = "Asin Acos Atanh".split()
-UPWARD = "Log Sqrt Reciprocal".split()
+PLAIN = [
+    "Abs",
+    "Neg",
+    "Sign",
+    "Floor",
+    "Ceil",
+    "Round",
+    "Exp",
+    "Erf",
+    "Sin",
+    "Cos",
+    "Tan",
+    "Atan",
+    "Sinh",
+    "Cosh",
+    "Asinh",
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+    "Softplus",
+    "Softsign",
+    "HardSwish",
+]
+INNER = ["Asin", "Acos", "Atanh"]
+UPWARD = ["Log", "Sqrt", "Reciprocal"]
 ELEMENTWISE = [
     *(Case(kind, (ROW * 2,)) for kind in PLAIN),
     *(Case(kind, (np.tanh(ROW) * np.float32(0.9),)) for kind in INNER),
@@ -215,9 +237,17 @@ ELEMENTWISE = [
 
 # ---------------------------------------------------------------- reductions and normalizations
 CUBE = floats(2, 3, 4)
-REDUCTIONS = (
-    "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSumExp".split()
-)
+REDUCTIONS = [
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceSumSquare",
+    "ReduceLogSumExp",
+]
 REDUCING = [
     *(Case(kind, (CUBE, ints(1, -1)), {"keepdims": 0}, opset=18) for kind in REDUCTIONS),
     *(Case(kind, (CUBE, ints(0)), opset=18) for kind in REDUCTIONS),
@@ -438,6 +468,7 @@ QUANTIZED = [
     Case("DequantizeLinear", (CODES, number(0.02), number(128, np.uint8)), domain="com.microsoft"),
     Case("Attention", (TOKENS, QKV, Fixed(floats(24))), {"num_heads": 2}, domain="com.microsoft"),
     Case("Attention", (TOKENS, QKV, Fixed(floats(24)), MASK), {"num_heads": 4}, domain="com.microsoft"),
+    Case("Attention", (TOKENS, QKV, Fixed(floats(24)), None, None, floats(2, 2, 5, 5)), {"num_heads": 2}, domain="com.microsoft"),
     Case("Attention", (TOKENS, QKV, Fixed(floats(24))), {"num_heads": 2, "unidirectional": 1, "scale": 0.3}, domain="com.microsoft"),
 ]  # fmt: skip
 

@@ -14,20 +14,27 @@ _MASKED = -10000.0
 
 
 def attention(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Tensor | None) -> Tensor:
-    """Attention of one sequence with itself; ``weight`` [inputs, 3 * width], a mask of [batch, places] or none."""
-    mask, *others = (*rest, None)
-    plain = all(other is None for other in others) and "qkv_hidden_sizes" not in call.attributes
-    if not plain or call.outputs > 1 or (mask is not None and mask.dim() != 2) or call.integer("do_rotary"):
-        raise call.refusal("with a past, a bias of scores, uneven widths or an unusual mask is not replayed")
+    """Attention of one sequence with itself; ``weight`` [inputs, 3 * width].
+
+    What follows the bias are a mask of [batch, places], a past, and a bias of the scores, which broadcasts over
+    [batch, heads, places, places].
+    """
+    mask, past, shift, *others = (*rest, None, None, None)
+    usual = past is None and all(other is None for other in others) and (mask is None or mask.dim() == 2)
+    if not usual or call.outputs > 1 or call.integer("do_rotary") or "qkv_hidden_sizes" in call.attributes:
+        raise call.refusal("with a past, uneven widths or an unusual mask is not replayed")
     heads = call.integer("num_heads")
     product = x @ weight if bias is None else x @ weight + bias
-    query, key, value = (part.reshape(*part.shape[:2], heads, -1).transpose(1, 2) for part in product.chunk(3, -1))
+    parts = (part.reshape(*part.shape[:2], heads, -1).transpose(1, 2) for part in product.chunk(3, -1))
+    query, key, value = parts
     scores: Tensor = (query @ key.transpose(-1, -2)) * (call.number("scale", 0.0) or query.shape[-1] ** -0.5)
+    hidden = call.number("mask_filter_value", _MASKED)
     if mask is not None:
-        scores = scores + (1 - mask.to(scores.dtype))[:, None, None] * call.number("mask_filter_value", _MASKED)
+        scores = scores + (1 - mask.to(scores.dtype))[:, None, None] * hidden
     if call.integer("unidirectional"):
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-        scores = scores.masked_fill(later, call.number("mask_filter_value", _MASKED))
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), hidden)
+    if shift is not None:
+        scores = scores + shift
     return (torch.softmax(scores, -1) @ value).transpose(1, 2).flatten(-2)
 
 

@@ -85,9 +85,10 @@ def find(model: ir.Model, shapes: Shapes) -> ChannelGroups:
     """
     ledger = links.walk(model, shapes)
     units = _units(ledger)
-    alike: dict[tuple[tuple[_Place, int], ...], list[int]] = defaultdict(list)
+    alike: dict[object, list[int]] = defaultdict(list)
+    parts = _parts(ledger)
     for root, places in units.items():
-        alike[tuple(sorted((place, len(indices)) for place, indices in places.items()))].append(root)
+        alike[*sorted((place, len(indices)) for place, indices in places.items()), *parts.get(root, ())].append(root)
     kinds = _kinds(ledger)
     found: list[tuple[Family, list[int]]] = []
     taken: set[str] = set()
@@ -119,6 +120,18 @@ def _units(ledger: Ledger) -> dict[int, dict[_Place, list[int]]]:
                     places = units.setdefault(ledger.atoms.root(atom), {})
                     places.setdefault((str(value.name), axis), []).append(index)
     return units
+
+
+def _parts(ledger: Ledger) -> dict[int, list[tuple[int, int]]]:
+    """Which parts of Splits and Slices each unit is in: units of one family share them, so that no part loses all it has."""
+    found: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for number, note in enumerate(ledger.pending):
+        for part, ids in enumerate(note.parts):
+            # what a slice leaves out in front may vanish
+            if note.what == "split" or (note.what == "slice" and part):
+                for root in {ledger.atoms.root(atom) for atom in ids.tolist()}:
+                    found[root].append((number, part))
+    return found
 
 
 def _slots(ledger: Ledger, units: dict[int, dict[_Place, list[int]]], roots: list[int]) -> tuple[Slot, ...]:

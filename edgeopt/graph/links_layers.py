@@ -57,13 +57,13 @@ def _add_bias(op: Operation, position: int, out: Axis) -> None:
 
 
 def _grouped(op: Operation, *, rows: int) -> Layouts:
-    """Whole groups go, or one channel of every group, whichever leaves more units to choose from."""
+    """Whole groups go, or one channel of every group: whichever leaves more to choose from, the latter where the inputs stay."""
     groups, data, weight = op.integer("group", 1), op.axis(0, 1), op.lengths(1)
     if data is None or weight[0] is None or weight[1] is None or len(data) % groups:
         return None
     wide = len(data) // groups
     deep = weight[0] // groups if rows == 0 else weight[1]
-    if groups < min(wide, deep):
+    if groups < min(wide, deep) or (deep > 1 and not op.ledger.atoms.is_live(data)):
         return _evenly(op, data.reshape(groups, wide), deep, rows=rows)
     own = op.axis(1, 0)
     if own is None:

@@ -6,7 +6,7 @@ those freeze. Constants of an elementwise operator follow the axis that they are
 
 from __future__ import annotations
 
-from edgeopt.graph.atoms import Layout
+from edgeopt.graph.atoms import Axis, Layout
 from edgeopt.graph.links_layers import Layouts, broadcast
 from edgeopt.graph.links_ledger import Operation
 
@@ -119,7 +119,10 @@ def pooling(op: Operation) -> Layouts:
     """Channels stay what they are; places are pooled."""
     if len(op.node.outputs) > 1 or op.rank(0) < 3:
         return None
-    return [op.made({0: op.axis(0, 0), 1: op.axis(0, 1)}, rank=op.rank(0))]
+    places: dict[int, Axis] = {}
+    if op.node.op_type.startswith("Global"):
+        places = {axis: op.ledger.atoms.frozen(1, f"{op.label} pools it") for axis in range(2, op.rank(0))}
+    return [op.made({0: op.axis(0, 0), 1: op.axis(0, 1), **places}, rank=op.rank(0))]
 
 
 def softmax(op: Operation) -> Layouts:

@@ -18,9 +18,11 @@ def follow(op: Operation) -> bool:
     if mover is None or op.node.domain not in ("", "ai.onnx") or not op.node.inputs:
         return False
     moved = mover(op)
-    if moved is not None:
-        op.ledger.sizes[op.node.outputs[0]] = moved
-    return moved is not None
+    if moved is None:
+        op.forget()
+        return False
+    op.ledger.sizes[op.node.outputs[0]] = moved
+    return True
 
 
 def layouts(op: Operation) -> Layouts:

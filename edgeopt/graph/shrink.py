@@ -40,7 +40,7 @@ def shrink(model: ir.Model, groups: ChannelGroups, removed: Mapping[str, Collect
     names = Names(smaller)
     for rewrite in groups.rewrites:
         if any(number in gone for part in rewrite.parts for number in part):
-            _rewrite(nodes[rewrite.node], rewrite, [_left(part, gone, rewrite) for part in rewrite.parts], names)
+            _rewrite(nodes[rewrite.node], rewrite, _left(rewrite, gone), names)
     edit.prune(smaller)
     _refresh_shapes(smaller)
     edit.restore_interface(smaller, model)
@@ -111,11 +111,13 @@ def _gone(groups: ChannelGroups, removed: Mapping[str, Collection[int]]) -> set[
     return gone
 
 
-def _left(part: tuple[int, ...], gone: set[int], rewrite: Rewrite) -> int:
-    left = sum(number not in gone for number in part)
-    if part and not left:
+def _left(rewrite: Rewrite, gone: set[int]) -> list[int]:
+    """How many indices of each part stay."""
+    left = [sum(number not in gone for number in part) for part in rewrite.parts]
+    needed = left[1:] if rewrite.what == "slice" else left
+    if not all(needed):
         raise PassFailed(
-            f"a part of what node {rewrite.node!r} works on would become empty: all of its {len(part)} channels go",
+            f"a part of what node {rewrite.node!r} works on would become empty",
             hint="Remove fewer units.",
         )
     return left

@@ -1,0 +1,95 @@
+"""Real models with a quarter of every family cut out: they run, are smaller, and compute what they compute with those units silenced."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import builders
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgeopt.calibrate.shapes import observed_shapes
+from edgeopt.graph import check, tensors
+from edgeopt.graph.groups import ChannelGroups, find
+from edgeopt.graph.shrink import shrink, unshared, zeroed
+from edgeopt.passes import FoldBatchNorm, Tidy
+
+pytestmark = [pytest.mark.corpus, pytest.mark.slow]
+CORPUS = Path(os.environ.get("EDGEOPT_CORPUS", "/nonexistent"))
+
+
+class Real:
+    """A clean corpus model, what can be cut out of it, and two eval samples."""
+
+    def __init__(self, name: str) -> None:
+        folder = CORPUS / name
+        if not folder.is_dir():
+            pytest.skip(f"{name} is not in this corpus")
+        model = ir.load(folder / "model.onnx")
+        self.evidence = builders.FakeEvidence(model, samples=0)
+        self.model = unshared(FoldBatchNorm().apply(Tidy().apply(model, {}, self.evidence), {}, self.evidence))
+        self.evidence._samples = self._rows(folder / "calib.npz", 3)
+        self.evidence.sample_count = 3
+        self.feeds = self._rows(folder / "eval.npz", 2)
+        self.groups: ChannelGroups = find(self.model, observed_shapes(self.model, self.evidence))
+
+    def _rows(self, file: Path, count: int) -> list[builders.Arrays]:
+        """Samples lie along a first axis: the batch, or one that the input does not have."""
+        arrays, rows = np.load(file), []
+        for index in range(count):
+            row = {}
+            for value in self.model.graph.inputs:
+                array = arrays[value.name]
+                whole = array.ndim > len(value.shape or ())
+                row[str(value.name)] = np.asarray(array[index]) if whole else array[index : index + 1]
+            rows.append(row)
+        return rows
+
+
+@cache
+def real_model(name: str) -> Real:
+    return Real(name)
+
+
+FOUND = {
+    "efficientnet_lite0": {"channels": (24, 11024)},
+    "all_minilm_l6_v2": {"heads": (6, 72), "neurons": (6, 9216)},
+    "ppocr_v4_det": {"channels": (36, 3768)},
+    "ddddocr_det": {"channels": (67, 8208)},
+    "silero_vad": {"channels": (8, 706)},
+    "magika_v3_3": {"neurons": (1, 64)},
+    "digits_mlp": {"neurons": (2, 96)},
+}
+"""Families and units of each kind."""
+
+
+@pytest.mark.parametrize("name", sorted(FOUND))
+def test_quarter_of_every_family_of_a_real_model_can_go(name: str) -> None:
+    real = real_model(name)
+    families = real.groups.families
+    counts = Counter(family.kind for family in families)
+    units = {kind: sum(family.units for family in families if family.kind == kind) for kind in counts}
+    assert {kind: (counts[kind], units[kind]) for kind in counts} == FOUND[name]
+
+    random = np.random.default_rng(0)
+    removed = {
+        family.name: sorted(random.choice(family.units, max(1, family.units // 4), replace=False).tolist())
+        for family in families
+    }
+    smaller, silenced = shrink(real.model, real.groups, removed), zeroed(real.model, real.groups, removed)
+    check.verify(smaller, like=real.model)
+    assert tensors.parameter_bytes(smaller) < 0.9 * tensors.parameter_bytes(real.model)
+    for feeds in real.feeds:
+        pairs = zip(builders.run(smaller, feeds, optimized=True), builders.run(silenced, feeds), strict=True)
+        for ours, theirs in pairs:
+            if ours.dtype.kind == "f":
+                np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_every_frozen_layer_of_a_real_model_says_which_node_or_value_holds_it() -> None:
+    for frozen in real_model("all_minilm_l6_v2").groups.frozen:
+        assert frozen.reason == "LayerNormalization 'node_layer_norm' mixes all of it"

@@ -111,9 +111,10 @@ def _step(node: ir.Node, opset: int, *, single: bool) -> Step:
         if attribute.type == ir.AttributeType.GRAPH
     }
     outputs = tuple(node.outputs)
+    read = [index for index, value in enumerate(outputs, 1) if value.uses() or value.is_graph_output()]
     return Step(
         name=str(node.name or node.outputs[0].name),
-        call=Call(kind(node), opset, dict(_attributes(node)), len([value for value in outputs if value.name])),
+        call=Call(kind(node), opset, dict(_attributes(node)), outputs=len(outputs), read=max(read, default=0)),
         inputs=tuple(node.inputs),
         outputs=outputs,
         bodies=bodies,

@@ -466,6 +466,7 @@ QUANTIZED = [
     Case("DequantizeLinear", (Fixed(np.ones((4, 6), np.int8)), Fixed(positive(4, 3))), {"axis": 1, "block_size": 2}, opset=21),
     Case("QuantizeLinear", (CUBE, number(0.001), number(32768, np.uint16)), domain="com.microsoft"),
     Case("DequantizeLinear", (CODES, number(0.02), number(128, np.uint8)), domain="com.microsoft"),
+    Case("Attention", (TOKENS, Fixed(floats(8, 20)), Fixed(floats(20))), {"num_heads": 2, "qkv_hidden_sizes": [8, 8, 4]}, domain="com.microsoft"),
     Case("Attention", (TOKENS, QKV, Fixed(floats(24))), {"num_heads": 2}, domain="com.microsoft"),
     Case("Attention", (TOKENS, QKV, Fixed(floats(24)), MASK), {"num_heads": 4}, domain="com.microsoft"),
     Case("Attention", (TOKENS, QKV, Fixed(floats(24)), None, None, floats(2, 2, 5, 5)), {"num_heads": 2}, domain="com.microsoft"),

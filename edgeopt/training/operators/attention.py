@@ -14,18 +14,19 @@ _MASKED = -10000.0
 
 
 def attention(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Tensor | None) -> Tensor:
-    """Attention of one sequence with itself; ``weight`` [inputs, 3 * width].
+    """Attention of one sequence with itself; ``weight`` [inputs, widths of query, key and value].
 
     What follows the bias are a mask of [batch, places], a past, and a bias of the scores, which broadcasts over
     [batch, heads, places, places].
     """
     mask, past, shift, *others = (*rest, None, None, None)
     usual = past is None and all(other is None for other in others) and (mask is None or mask.dim() == 2)
-    if not usual or call.outputs > 1 or call.integer("do_rotary") or "qkv_hidden_sizes" in call.attributes:
-        raise call.refusal("with a past, uneven widths or an unusual mask is not replayed")
+    if not usual or call.read > 1 or call.integer("do_rotary"):
+        raise call.refusal("with a past or an unusual mask is not replayed")
     heads = call.integer("num_heads")
     product = x @ weight if bias is None else x @ weight + bias
-    parts = (part.reshape(*part.shape[:2], heads, -1).transpose(1, 2) for part in product.chunk(3, -1))
+    widths = call.integers("qkv_hidden_sizes") or [product.shape[-1] // 3] * 3
+    parts = (part.reshape(*part.shape[:2], heads, -1).transpose(1, 2) for part in torch.split(product, widths, -1))
     query, key, value = parts
     scores: Tensor = (query @ key.transpose(-1, -2)) * (call.number("scale", 0.0) or query.shape[-1] ** -0.5)
     hidden = call.number("mask_filter_value", _MASKED)
@@ -45,7 +46,7 @@ def skip_layer_norm(
     bias, inner = (*shifts, None, None)[:2]
     total = x + skip if inner is None else x + skip + inner
     normal = functional.layer_norm(total, total.shape[-1:], scale, bias, call.number("epsilon", 1e-12))
-    return normal if call.outputs < 2 else (normal, *_statistics(total), total)
+    return normal if call.read < 2 else (normal, *_statistics(total), total)
 
 
 def skip_rms_norm(
@@ -54,7 +55,7 @@ def skip_rms_norm(
     """SkipSimplifiedLayerNormalization, in the same way."""
     total = x + skip if inner is None else x + skip + inner
     normal = rms_norm(call, total, scale)
-    return normal if call.outputs < 2 else (normal, *_statistics(total), total)
+    return normal if call.read < 2 else (normal, *_statistics(total), total)
 
 
 def bias_gelu(call: Call, x: Tensor, bias: Tensor) -> Tensor:

@@ -28,7 +28,9 @@ class Call:
     attributes: Mapping[str, Any]
     """Numbers, strings, sequences of them, and tensors as torch's."""
     outputs: int
-    """How many outputs the node names."""
+    """How many outputs the node has."""
+    read: int
+    """How many of them there are up to the last one that anybody reads."""
 
     def integer(self, name: str, default: int = 0) -> int:
         return int(self.attributes.get(name, default))

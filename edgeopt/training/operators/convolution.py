@@ -68,7 +68,7 @@ def conv_transpose(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = 
 
 def max_pool(call: Call, x: Tensor) -> Tensor:
     """MaxPool; padding never wins."""
-    if call.outputs > 1:
+    if call.read > 1:
         raise call.refusal("with its indices as a second output is not replayed")
     window = Window.of(call, call.integers("kernel_shape"))
     pads = _pads(call, x.shape[2:], window)

@@ -21,7 +21,7 @@ def batch_norm(call: Call, x: Tensor, *parameters: Tensor) -> Tensor:
 
 def layer_norm(call: Call, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """LayerNormalization over the axes from ``axis`` on."""
-    if call.outputs > 1:
+    if call.read > 1:
         raise call.refusal("with its mean as a second output is not replayed")
     sides = x.shape[call.integer("axis", -1) % x.dim() :]
     normal = functional.layer_norm(x, sides, eps=call.number("epsilon", 1e-5)) * scale

@@ -71,7 +71,8 @@ def _class_scores(name: str, end: tuple[str, ...], seen: list[NDArray[Any]], *, 
     last = end[0] if end else ""
     if last == "Sigmoid" and all(array.size == array.shape[0] for array in seen if array.ndim):
         return "binary"
-    if any(array.ndim < 2 or array.shape[-1] < 2 for array in seen):
+    # classes have the same number in every sample; a map whose width varies has none
+    if any(array.ndim < 2 or array.shape[-1] < 2 for array in seen) or len({array.shape[-1] for array in seen}) > 1:
         return ""
     flat = np.concatenate([array.reshape(-1, array.shape[-1]).astype(np.float64) for array in seen])
     if flat.min() >= 0.0 and np.abs(flat.sum(axis=1) - 1.0).max() < _TOLERANCE:

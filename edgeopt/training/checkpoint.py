@@ -55,7 +55,7 @@ def save(file: Path, state: State) -> None:
 def load(file: Path) -> State | None:
     """What :func:`save` wrote; None where there is nothing, or nothing that can be read."""
     try:
-        with np.load(file, allow_pickle=False) as entries:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as entries:
             told = json.loads(entries[_FACTS].tobytes())
             state = State(facts=dict(told["facts"]))
             for number, (kind, name) in enumerate(told["names"]):

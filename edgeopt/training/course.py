@@ -62,8 +62,8 @@ class Course:
     """Of the fake-quantized weights."""
     keep_zeros: bool = True
     """Weights that an earlier pass made sparse stay so."""
-    patience: int = 10
-    """Looks at the held-out samples without a gain before the training ends; there are about forty in all."""
+    patience: int = 6
+    """Looks at the held-out samples without a gain before the training ends; there are about twenty in all."""
     seconds: float = 0.0
     """How long the training may take; 0: as long as the job's budget lasts."""
     seed: int = 0

@@ -91,11 +91,17 @@ class Views:
         draw = random.random()
         if self._kind == "noise" or draw < _NOISY:
             return self._noise(own, random)
-        mates = self._mates[position]
-        other = self.sample(mates[int(random.integers(len(mates)))])
-        if draw < _NOISY + _BLENDED:
+        other = self.sample(self._mate(position, random))
+        blends = any(array.dtype.kind == "f" for array in own.values())
+        if blends and draw < _NOISY + _BLENDED:
             return _blend(own, other, random)
         return {name: self._view(name, array, other[name], random) for name, array in own.items()}
+
+    def _mate(self, position: int, random: np.random.Generator) -> int:
+        """Another sample of the same shape, where there is one."""
+        mates = self._mates[position]
+        number = int(random.integers(len(mates)))
+        return mates[number] if mates[number] != position else mates[(number + 1) % len(mates)]
 
     def _view(self, name: str, array: Array, other: Array, random: np.random.Generator) -> Array:
         if array.dtype.kind != "f":

@@ -38,6 +38,8 @@ _PROBES_TIME = 0.25
 """Of what is left until the deadline."""
 _RUNAWAY, _RUNAWAY_LOOKS = 3.0, 5
 """A held-out loss so many times the first one, at so many looks in a row, comes from a rate that is too high."""
+_NOTHING = 1e-6
+"""A held-out loss below this is the rounding of two runtimes: there is nothing to learn."""
 _SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
@@ -109,7 +111,7 @@ class Outcome:
 def train(student: Student, lesson: Teaching, course: Course, watch: Watch) -> Outcome:
     """Train ``student`` in place and leave it with its best weights.
 
-    Raises :class:`~edgeopt.errors.PassFailed` where the loss is not finite or runs away.
+    Raises :class:`~edgeopt.errors.PassFailed` where the loss diverges before anything was gained.
     """
     run = _Run(student, lesson, course, watch)
     if not run.resume():
@@ -136,6 +138,10 @@ def steady(threads: int) -> Iterator[None]:
         settings.fill_uninitialized_memory = fills
 
 
+class _Diverged(ArithmeticError):
+    """The loss is not finite, or ran away."""
+
+
 class _Run:
     """One training."""
 
@@ -155,7 +161,9 @@ class _Run:
                 hint="Leave distillation out for this student.",
             )
         self._standing = Standing(first=first, best=first, rate=self._course.learning_rate)
-        if not self._standing.rate:
+        if first < _NOTHING:
+            self._standing.ended = "it does what its teacher does"
+        elif not self._standing.rate:
             self._standing.rate = self._found_rate()
 
     def resume(self) -> bool:
@@ -169,18 +177,30 @@ class _Run:
         return True
 
     def go_on(self) -> None:
-        standing, steps = self._standing, self._course.steps
-        while standing.step < steps and not standing.ended:
+        standing = self._standing
+        while standing.step < self._course.steps and not standing.ended:
             if self._watch.is_over():
                 standing.ended = "the time was over"
                 break
-            self._step(
-                standing.step, rate(standing.step, steps=steps, peak=standing.rate, schedule=self._course.schedule)
-            )
-            standing.step += 1
-            if standing.step % self._look_every == 0 or standing.step == steps:
-                self._look()
+            try:
+                self._advance()
+            except _Diverged as reason:
+                self._give_up(str(reason))
             self._keep()
+
+    def _advance(self) -> None:
+        standing, steps = self._standing, self._course.steps
+        now = rate(standing.step, steps=steps, peak=standing.rate, schedule=self._course.schedule)
+        self._step(standing.step, now)
+        standing.step += 1
+        if standing.step % self._look_every == 0 or standing.step == steps:
+            self._look()
+
+    def _give_up(self, reason: str) -> None:
+        """A loss that diverged ends the training; what was gained before is kept, and without a gain there is nothing."""
+        if self._standing.best >= self._standing.first:
+            raise PassFailed(reason, hint="Lower learning_rate.")
+        self._standing.ended = reason
 
     def finish(self) -> Outcome:
         self._descent.place(self._best)
@@ -198,10 +218,7 @@ class _Run:
             loss.backward()  # type: ignore[no-untyped-call]  # torch's is not annotated
             total += float(loss.detach())
         if not math.isfinite(total):
-            raise PassFailed(
-                f"the loss is {total} at step {step} with a learning rate of {learning_rate:g}",
-                hint="Lower learning_rate.",
-            )
+            raise _Diverged(f"the loss is {total} at step {step} with a learning rate of {learning_rate:g}")
         self._descent.step(learning_rate)
 
     def _look(self) -> None:
@@ -215,10 +232,9 @@ class _Run:
                 standing.looks_without_gain += 1
         standing.looks_runaway = 0 if held <= _RUNAWAY * standing.first else standing.looks_runaway + 1
         if standing.looks_runaway >= _RUNAWAY_LOOKS:
-            raise PassFailed(
+            raise _Diverged(
                 f"the held-out loss went from {standing.first:.4g} to {held:.4g} by step {standing.step} "
-                f"with a learning rate of {standing.rate:g}",
-                hint="Lower learning_rate.",
+                f"with a learning rate of {standing.rate:g}"
             )
         if standing.looks_without_gain >= self._course.patience:
             standing.ended = f"no gain in {self._course.patience} looks"
@@ -257,7 +273,7 @@ class _Run:
             for step in range(steps):
                 self._step(step, rate(step, steps=2 * steps, peak=peak, schedule="constant"))
             held = self._judged()
-        except PassFailed:
+        except _Diverged:
             held = math.inf
         self._descent = Descent(self._student.weights, self._course)
         self._descent.place(self._best)

@@ -105,7 +105,7 @@ def _kind(end: tuple[str, ...], seen: Sequence[NDArray[Any]]) -> str:
     """What an output holds: class scores of some form, ``embedding`` or ``dense``."""
     if end and end[0] == "Sigmoid":
         return "binary"
-    if any(array.ndim < 2 or array.shape[-1] < 2 for array in seen):
+    if any(array.ndim < 2 or array.shape[-1] < 2 for array in seen) or len({array.shape[-1] for array in seen}) > 1:
         return "dense"
     flat = np.concatenate([array.reshape(-1, array.shape[-1]).astype(np.float64) for array in seen])
     if flat.min() >= 0.0 and np.abs(flat.sum(axis=1) - 1.0).max() < _TOLERANCE:

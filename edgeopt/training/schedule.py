@@ -12,7 +12,7 @@ from edgeopt.errors import PassFailed
 SCHEDULES = ("cosine", "linear", "constant")
 WARMUP_SHARE = 0.05
 """Of the steps: Adam's second moments mean nothing yet, and a full first step undoes what was copied from the teacher."""
-_LOOKS = 40
+_LOOKS = 20
 
 
 def rate(step: int, *, steps: int, peak: float, schedule: str) -> float:
@@ -33,5 +33,5 @@ def rate(step: int, *, steps: int, peak: float, schedule: str) -> float:
 
 
 def steps_between_looks(steps: int) -> int:
-    """So that a training is looked at about forty times, whatever its length: early stopping and the best-so-far need that."""
+    """So that a training is looked at about twenty times, whatever its length: early stopping and the best-so-far need that."""
     return max(1, steps // _LOOKS)

@@ -194,6 +194,11 @@ def test_form_of_an_output_follows_the_written_rules(name, end, rows, kind) -> N
     assert found[0].kind == kind
 
 
+def test_map_whose_width_varies_from_sample_to_sample_is_dense() -> None:
+    outputs = [[np.ones((1, 4, width), np.float32)] for width in (3, 5)]
+    assert forms.recognise(_signature({"y": (1, 4, 3)}), {"y": ("Conv",)}, outputs, labelled=False)[0].kind == "dense"
+
+
 def test_integer_output_is_compared_element_by_element(tmp_path) -> None:
     signature = _signature({"label": (1,)})
     held = _reference(tmp_path, lambda feeds: [np.array([1])], _inputs(100), signature)

@@ -169,7 +169,7 @@ def _measured(consumer: Consumer, seen: Activity, criterion: str) -> Scores:
     contributions = seen.variance * power
     total = float(contributions.sum())
     # Relative to the consumer's own output, so that the readers of one unit can be added up.
-    return contributions / total if total > 0 else contributions
+    return np.asarray(contributions / total, np.float64) if total > 0 else contributions
 
 
 def _second_order(

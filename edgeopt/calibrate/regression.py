@@ -47,8 +47,10 @@ class Sums:
         """Rows of both; the constant is added here."""
         if self.constant:
             inputs = np.concatenate([inputs, np.ones((len(inputs), 1), np.float32)], axis=1)
-        self.gram += inputs.T @ inputs
-        self.cross += inputs.T @ targets
+        # Values whose squares overflow make the sums infinite: who uses the sums looks for that.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.gram += inputs.T @ inputs
+            self.cross += inputs.T @ targets
         self.power += float(np.square(targets, dtype=np.float64).sum())
         self.rows += len(inputs)
 
@@ -102,10 +104,12 @@ def best(fit: Sums, held: Sums, weights: Weights) -> Refit:
     A refit may look good on its own rows and be worse than nothing on others, so it has to show on ``held``; once it did, all rows
     make the final weights. Without held-out rows the weights stay.
     """
-    plain = held.error(weights)
-    if not held.rows or not fit.rows or plain <= 0.0:
-        return Refit(weights, "plain", 1.0)
     whole = fit.plus(held)
+    if not held.rows or not fit.rows or not np.isfinite(whole.gram).all() or not np.isfinite(whole.cross).all():
+        return Refit(weights, "plain", 1.0)
+    plain = held.error(weights)
+    if plain <= 0.0:
+        return Refit(weights, "plain", 1.0)
     found = Refit(weights, "plain", 1.0)
     level = held.error(fit.levelled(weights)) / plain
     if level < found.gain:

@@ -20,7 +20,9 @@ from edgeopt.calibrate.consumers import Columns
 Matrix = NDArray[np.float64]
 
 _DAMPING = 0.01
-"""Share of the mean variance added to the diagonal: few samples leave the covariance singular."""
+"""Share of its own variance added to every column's: few samples leave the covariance singular."""
+_FLOOR = 1e-6
+"""Share of the mean variance added on top, or a column that never changes would have no inverse. Small: such a column costs nothing."""
 _APART = 1.0 + 1e-9
 """A later removal never scores below an earlier one: the order of removal is the order of the scores."""
 
@@ -40,12 +42,8 @@ class Reader:
         """From the weight's rows; damage is counted relative to the output's variance, so that consumers can be added up."""
         weights = rows.astype(np.float64)
         power = float(np.einsum("oi,oi->", weights @ covariance, weights))
-        damped = covariance.copy()
-        mean = float(np.trace(covariance)) / max(1, len(covariance))
-        damped[np.diag_indices_from(damped)] += _DAMPING * mean if mean > 0 else 1.0
-        return Reader(
-            weights / np.sqrt(power) if power > 0 else weights, np.asarray(np.linalg.inv(damped), np.float64), units
-        )
+        scaled = weights / np.sqrt(power) if power > 0 else weights
+        return Reader(scaled, np.asarray(np.linalg.inv(damped(covariance)), np.float64), units)
 
     def costs(self, alive: Sequence[int]) -> Matrix:
         """What removing each of the units ``alive`` would cost now."""
@@ -74,6 +72,13 @@ class Reader:
         return float(
             np.einsum("oi,oi->", np.linalg.solve(self.inverse[np.ix_(columns, columns)], weights.T).T, weights)
         )
+
+
+def damped(covariance: Matrix) -> Matrix:
+    """A covariance that can be inverted; (columns, columns)."""
+    own = np.diag(covariance)
+    mean = float(own.mean())
+    return covariance + np.diag(_DAMPING * own + (_FLOOR * mean if mean > 0 else 1.0))
 
 
 def greedy(readers: Sequence[Reader], units: int, depth: int) -> Matrix:

@@ -58,7 +58,7 @@ class Frozen:
 class Rewrite:
     """A number in the graph that shrinks with the axes it counts.
 
-    ``node`` is the name of the node's first output; ``parts`` holds for each counted index the number of its unit (families
+    ``node`` is the name of the node's first output; the number is ``entry`` of ``length`` in input ``position``; ``parts`` holds for each counted index the number of its unit (families
     laid end to end), or -1 where it is of no family.
     """
 
@@ -66,6 +66,7 @@ class Rewrite:
     what: What
     position: int
     entry: int
+    length: int
     parts: tuple[tuple[int, ...], ...]
 
 
@@ -186,5 +187,5 @@ def _rewrites(ledger: Ledger, numbers: dict[int, int]) -> tuple[Rewrite, ...]:
         parts = tuple(labels(part) for part in note.parts)
         if any(number >= 0 for part in parts for number in part):
             name = str(note.node.outputs[0].name)
-            rewrites.append(Rewrite(name, note.what, note.position, note.entry, parts))
+            rewrites.append(Rewrite(name, note.what, note.position, note.entry, note.length, parts))
     return tuple(rewrites)

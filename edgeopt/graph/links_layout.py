@@ -61,7 +61,7 @@ def split(op: Operation) -> Layouts:
     for part in parts:
         if part is not None and len(part) == 1:
             op.freeze(part, "takes one of it alone")
-    op.rewrite("split", *parts, position=axis)
+    op.rewrite("split", *parts)
     others = {other: op.axis(0, other) for other in range(rank) if other != axis}
     return [tuple(part if place == axis else others[place] for place in range(rank)) for part in parts]
 

@@ -43,6 +43,8 @@ class Pending:
     """Input of the node that holds the number, where it is an input."""
     entry: int
     """Which number of that input."""
+    length: int
+    """How many numbers that input holds."""
     parts: tuple[Ids, ...]
 
 
@@ -204,7 +206,8 @@ class Operation:
             for part in known:
                 self.freeze(part, "has a name that is used in two graphs")
         if len(known) == len(parts):
-            self.ledger.pending.append(Pending(self.node, what, position, entry, known))
+            length = len(self.sizes(position) or ()) if what == "target" else 0
+            self.ledger.pending.append(Pending(self.node, what, position, entry, length, known))
 
     def made(self, axes: Mapping[int, Axis], *, output: int = 0, rank: int | None = None) -> Layout | None:
         """The layout of an output: ``axes`` where given, frozen elsewhere."""

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.errors import PassFailed
-from edgeopt.graph import edit, shapes, tensors
+from edgeopt.graph import edit, lengths, shapes, tensors
 from edgeopt.graph.groups import ChannelGroups, Rewrite
 from edgeopt.graph.naming import Names
 
@@ -40,7 +40,7 @@ def shrink(model: ir.Model, groups: ChannelGroups, removed: Mapping[str, Collect
     names = Names(smaller)
     for rewrite in groups.rewrites:
         if any(number in gone for part in rewrite.parts for number in part):
-            _rewrite(nodes[rewrite.node], rewrite, _left(rewrite, gone), names)
+            lengths.rewrite(nodes[rewrite.node], rewrite, _left(rewrite, gone), names)
     edit.prune(smaller)
     _refresh_shapes(smaller)
     edit.restore_interface(smaller, model)
@@ -150,97 +150,13 @@ def _apply(model: ir.Model, places: _Places, change: _Cut) -> None:
 
 
 def _store(value: ir.Value, tensor: ir.TensorProtocol) -> None:
-    value.shape = ir.Shape(tensor.shape.numpy())
+    value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
     node = value.producer()
     if node is None:
         value.const_value = tensor
         return
     node.attributes.clear()
     node.attributes["value"] = ir.AttrTensor("value", tensor)
-
-
-def _rewrite(node: ir.Node, rewrite: Rewrite, left: list[int], names: Names) -> None:
-    match rewrite.what:
-        case "group" | "hidden_size" | "num_heads":
-            node.attributes[rewrite.what] = ir.AttrInt64(rewrite.what, left[0])
-        case "target":
-            _set_number(node, rewrite.position, rewrite.entry, left[0], names)
-        case "slice":
-            _set_number(node, 1, rewrite.entry, left[0], names)
-            _set_number(node, 2, rewrite.entry, left[0] + left[1], names)
-        case "split":
-            _set_split(node, left, names)
-
-
-def _set_split(node: ir.Node, left: list[int], names: Names) -> None:
-    by_attribute = "split" in node.attributes or _opset(node) < 13
-    node.attributes.pop("num_outputs", None)
-    if by_attribute:
-        node.attributes["split"] = ir.AttrInt64s("split", left)
-        return
-    sizes = _constant(node, "split", np.asarray(left, dtype=np.int64), names)
-    if len(node.inputs) > 1:
-        node.replace_input_with(1, sizes)
-    else:
-        node.resize_inputs(2)
-        node.replace_input_with(1, sizes)
-
-
-def _opset(node: ir.Node) -> int:
-    graph = node.graph
-    return graph.opset_imports.get("", 1) if isinstance(graph, ir.Graph) else 1
-
-
-def _set_number(node: ir.Node, position: int, entry: int, number: int, names: Names) -> None:
-    """Replace one number of an integer input: of a constant, or of the constant part of a Concat."""
-    value = node.inputs[position]
-    data = tensors.array(value)
-    if data is not None:
-        changed = np.array(data)
-        changed.reshape(-1)[entry] = number
-        node.replace_input_with(position, _constant(node, "size", changed, names))
-        return
-    maker = value.producer() if value is not None else None
-    if maker is None or maker.op_type not in _FOLLOWED:
-        raise PassFailed(
-            f"the length that node {node.name or node.outputs[0].name!r} computes cannot be rewritten",
-            hint="Run the pass tidy first, which makes such lengths constant.",
-        )
-    own = _duplicate(maker, names)
-    node.replace_input_with(position, own.outputs[0])
-    at = 0
-    if maker.op_type == "Concat":
-        while entry >= (count := _count(own.inputs[at])):
-            at, entry = at + 1, entry - count
-    _set_number(own, at, entry, number, names)
-
-
-_FOLLOWED = ("Concat", "Cast", "Identity", "Unsqueeze", "Squeeze")
-
-
-def _count(value: ir.Value | None) -> int:
-    data = tensors.array(value)
-    if data is not None:
-        return int(data.size)
-    shape = value.shape if value is not None else None
-    return int(np.prod(shape.numpy())) if shape is not None and shape.is_static() else 1
-
-
-def _duplicate(node: ir.Node, names: Names) -> ir.Node:
-    """The same node once more, right behind it, so that its other readers keep what they had."""
-    attributes = list(node.attributes.values())
-    own = ir.Node(node.domain, node.op_type, node.inputs, attributes, name=names.fresh(node.name or node.op_type))
-    own.outputs[0].name = names.fresh(f"{node.outputs[0].name}_cut")
-    own.outputs[0].type = node.outputs[0].type
-    edit.insert_after(node, own)
-    return own
-
-
-def _constant(node: ir.Node, base: str, data: NDArray[Any], names: Names) -> ir.Value:
-    graph = node.graph
-    if not isinstance(graph, ir.Graph):
-        raise PassFailed(f"node {node.name!r} is in no graph", hint="Analyse the model that is to be cut.")
-    return edit.add_initializer(graph, names.fresh(f"{node.outputs[0].name}_{base}"), data)
 
 
 def _refresh_shapes(model: ir.Model) -> None:

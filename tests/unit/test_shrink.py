@@ -15,6 +15,7 @@ from edgeopt.calibrate.shapes import observed_shapes
 from edgeopt.errors import PassFailed
 from edgeopt.graph import check, tensors
 from edgeopt.graph.groups import ChannelGroups, find
+from edgeopt.graph.shapes import infer
 from edgeopt.graph.shrink import shrink, zeroed
 
 
@@ -244,3 +245,30 @@ def test_units_that_are_not_there_are_refused(removed: dict[str, Any], words: st
         with pytest.raises(PassFailed, match=words) as caught:
             make(model, groups, removed)
         assert caught.value.hint
+
+
+def computed_target(net: Net, target: str) -> ir.Model:
+    """A map of 6 channels, flattened to (N, 6, 16) by a target that is computed at run time."""
+    rows = net.op("Reshape", "wide", target)
+    net.op("MatMul", net.weight(5, 6), net.op("Relu", rows), output="out")
+    return net.build({"image": ["N", 3, 4, 4]}, {"out": ["N", 5, 16]})
+
+
+def test_number_that_enters_a_computed_shape_through_a_concat_is_replaced_there() -> None:
+    net = Net()
+    wide = net.op("Conv", "image", net.weight(6, 3, 1, 1), output="wide")
+    size = net.op("Unsqueeze", net.op("Gather", net.op("Shape", wide), net.const(np.int64(0))), net.ints(0))
+    model = computed_target(net, net.op("Concat", size, net.ints(6, 16), axis=0))
+    infer(model)
+    smaller = cut(model, symbols=3)
+    assert not [n for n in smaller.graph if n.op_type == "Where"]
+
+
+def test_number_that_cannot_be_followed_is_overwritten() -> None:
+    """The Concat's parts have no known lengths, and a Slice stands behind it."""
+    net = Net()
+    wide = net.op("Conv", "image", net.weight(6, 3, 1, 1), output="wide")
+    size = net.op("Slice", net.op("Shape", wide), net.ints(0), net.ints(1))
+    whole = net.op("Concat", size, size, net.ints(6, 16), axis=0)
+    smaller = cut(computed_target(net, net.op("Slice", whole, net.ints(1), net.ints(4))), symbols=3)
+    assert len([n for n in smaller.graph if n.op_type == "Where"]) == 1

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from edgeopt.errors import UnsupportedModel
-from edgeopt.graph import infer, operators, walk, weights
+from edgeopt.graph import infer, mapped, operators, walk, weights
 from edgeopt.graph.limits import GraphLimits, check_size
 from edgeopt.graph.parse import parse_file
 from edgeopt.graph.skeleton import skeleton
@@ -48,6 +48,7 @@ def load_checked(path: Path, *, limits: GraphLimits) -> ir.Model:
     with _translated():
         model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, str(path.parent))
+        mapped.share_mappings(model)
         bare = _with_shapes(model) if shapeless else None
     if bare is not None:
         _check_valid(bare)

@@ -2,7 +2,8 @@
 
 Local functions are inlined, the opset is raised to 17 where the converter can, constant subexpressions are computed,
 branches with a known condition are taken, padding that a convolution can do itself goes into it, hard-swish spelled out
-in four nodes becomes one, duplicates and dead nodes are dropped, and weights in Constant nodes become initializers. The
+in four nodes becomes one, gelu gets the order that runtimes fuse, duplicates and dead nodes are dropped, and weights in
+Constant nodes become initializers. The
 work is done by onnxscript's optimizer, in process, on the same graph objects that every pass uses
 (docs/decisions/0002-clean-up-library.md compares it with the others). ONNX Runtime does most of this itself at load, so
 the gain is seldom latency: it is start-up time and size, and that quantization and fusion meet the patterns they know.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgeopt.errors import PassFailed
-from edgeopt.graph import edit, opset, shapes
+from edgeopt.graph import edit, gelu, opset, shapes
 from edgeopt.protocols import Evidence, Settings
 from edgeopt.records import Signature, Target
 
@@ -94,6 +95,7 @@ def _optimize(model: ir.Model) -> None:
         optimize_ir(model, num_iterations=_ROUNDS, should_fold=_worth_folding)
         if opset.opset(model) >= _HARD_SWISH_OPSET:
             common_rules.fuse_hardswish_rules().apply_to_model(model)
+        gelu.order_gelu(model)
         shapes.forget_invented(model, named)
         shapes.infer(model)
         if shapes.settle_reshapes(model):

@@ -12,10 +12,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import special
-from builders import FakeEvidence
+from builders import FakeEvidence, Net
 from fused import noise_ratio, operators
 
-from edgeopt.graph import check, edit
+from edgeopt.catalogue import find_pass
+from edgeopt.graph import check, edit, gelu, load
 from edgeopt.passes.quantize_dynamic import QuantizeDynamic
 from edgeopt.passes.quantize_weights import QuantizeWeights
 
@@ -143,3 +144,44 @@ def test_packed_weights_reach_recurrent_cells_bodies_and_tied_tables(name: str) 
     assert not matrices(packed, ir.DataType.FLOAT)
     assert len(builders.to_bytes(packed)) < 0.32 * len(builders.to_bytes(model))
     assert noise_ratio(model, packed) < 1e-3
+
+
+@pytest.mark.parametrize("half_first", [True, False])
+def test_gelu_in_either_order_is_one_kernel_behind_clean_up_with_the_same_bits(
+    half_first: bool, tmp_path: Path
+) -> None:
+    net = Net()
+    error = net.op("Erf", net.op("Div", "x", net.const(np.float32(np.sqrt(2)))))
+    share, half = net.op("Add", error, net.const(np.float32(1))), net.const(np.float32(0.5))
+    if half_first:
+        net.op("Mul", "x", net.op("Mul", half, share), output="y")
+    else:
+        net.op("Mul", net.op("Mul", "x", share), half, output="y")
+    model = net.build({"x": ["N", 8]}, {"y": ["N", 8]})
+    made = find_pass("tidy").apply(model, {}, FakeEvidence(model))
+    assert operators(made, tmp_path) == {"Gelu": 1}
+    feeds = builders.feeds(model)
+    np.testing.assert_array_equal(builders.run(made, feeds)[0], builders.run(model, feeds)[0])
+
+
+def test_a_half_that_others_read_stays_where_it_is() -> None:
+    net = Net()
+    error = net.op("Erf", net.op("Div", "x", net.const(np.float32(np.sqrt(2)))))
+    halved = net.op("Mul", net.const(np.float32(0.5)), net.op("Add", error, net.const(np.float32(1))))
+    net.op("Mul", "x", halved, output="y")
+    net.op("Tanh", halved, output="z")
+    model = net.build({"x": ["N", 8]}, {"y": ["N", 8], "z": ["N", 8]})
+    assert gelu.order_gelu(edit.copy(model)) == 0
+
+
+def test_external_weights_share_one_mapping_however_often_the_model_is_copied(tmp_path: Path) -> None:
+    model = builders.with_external_data(builders.bert_block(), tmp_path)
+    mapped = load.load(tmp_path / "model.onnx")
+    copies = [edit.copy(mapped) for _ in range(3)]
+    large = [name for name, value in mapped.graph.initializers.items() if value.shape and len(value.shape) > 1]
+    arrays = [copy.graph.initializers[name].const_value.numpy() for copy in copies for name in large]  # type: ignore[union-attr]  # weights have values
+    assert len(arrays) > 10
+    mappings = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+    assert len(mappings) == 1
+    for array, name in zip(arrays, large * 3, strict=True):
+        np.testing.assert_array_equal(array, model.graph.initializers[name].const_value.numpy())  # type: ignore[union-attr]

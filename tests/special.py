@@ -40,11 +40,19 @@ def gru(*, seed: int = 21, hidden: int = WIDTH) -> ir.Model:
     return net.build({"frames": ["T", "N", 32]}, {"states": ["T", "N", hidden]})
 
 
-def recurrent_branches(*, seed: int = 22, width: int = WIDTH) -> ir.Model:
-    """An If whose branches hold an LSTM, a Gemm and a MatMul; one weight is read by both branches and the main graph."""
+def recurrent_branches(*, seed: int = 22, width: int = WIDTH, with_gru: bool = False) -> ir.Model:
+    """An If whose branches hold an LSTM, a Gemm and a MatMul; one weight is read by both branches and the main graph.
+
+    With ``with_gru`` a GRU runs over the rows before they enter.
+    """
     net = Net(seed=seed)
     shared, other = net.weight(width, width, scale=0.1), Net(seed=seed + 1, prefix="else_")
-    entered = net.op("Tanh", net.op("MatMul", "rows", shared))
+    rows = "rows"
+    if with_gru:
+        gates = [net.weight(1, 3 * width, width, scale=0.1) for _ in range(2)]
+        state = net.op("GRU", net.op("Unsqueeze", rows, net.ints(1)), *gates, outputs=2, hidden_size=width)[0]
+        rows = net.op("Squeeze", state, net.ints(1, 2))
+    entered = net.op("Tanh", net.op("MatMul", rows, shared))
     then = Net(seed=seed + 2, prefix="then_")
     cell = (then.weight(1, 4 * width, width, scale=0.1), then.weight(1, 4 * width, width, scale=0.1))
     sequence = then.op("LSTM", then.op("Unsqueeze", entered, then.ints(1)), *cell, outputs=3, hidden_size=width)[0]

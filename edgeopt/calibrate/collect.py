@@ -25,8 +25,8 @@ from edgeopt.protocols import Evidence
 if TYPE_CHECKING:
     from edgeopt.protocols import Array
 
-_BATCH = 16
-"""Samples whose values are put into the histograms together: numpy's fixed cost for each call would dominate."""
+_MOST_WAITING = 1 << 21
+"""Values that are put into the histograms together, 8 MiB: numpy's fixed cost for each call would dominate otherwise."""
 
 
 @dataclass(slots=True)
@@ -101,14 +101,13 @@ def _collect(
     observed, probes = instrument.with_statistics(model, shapes, channels)
     wanted = [name for probe in probes.values() for name in probe.names()]
     observations = {name: Observation() for name in names}
-    waiting: dict[str, list[Array]] = {name: [] for name in names}
-    for number, arrays in enumerate(evidence.observe(observed, wanted), start=1):
+    waiting = _Waiting(observations)
+    for arrays in evidence.observe(observed, wanted):
         for name, probe in probes.items():
             _add(observations[name], probe, arrays, name)
-            waiting[name].append(arrays[probe.values])
-        if number % _BATCH == 0:
-            _flush(observations, waiting)
-    _flush(observations, waiting)
+            waiting.add(name, arrays[probe.values])
+        waiting.count_if_full()
+    waiting.count()
     for name, observation in observations.items():
         # A reduction to an extreme may skip a NaN; a sum cannot.
         if not np.isfinite(observation.mean_sum).all():
@@ -128,14 +127,29 @@ def _add(observation: Observation, probe: instrument.Probe, arrays: Mapping[str,
     high = float(arrays[probe.high].item())
     observation.stats.add(low, high, name=name)
     if probe.mean is not None:
-        mean = arrays[probe.mean]
-        rows = mean.reshape(mean.shape[0], -1) if mean.ndim > 1 else mean.reshape(1, -1)
-        observation.mean_sum = observation.mean_sum + (rows[0] if len(rows) == 1 else rows.mean(axis=0))
+        observation.mean_sum = observation.mean_sum + np.asarray(arrays[probe.mean], np.float64)
 
 
-def _flush(observations: Mapping[str, Observation], waiting: dict[str, list[Array]]) -> None:
-    for name, arrays in waiting.items():
-        if arrays:
-            values = np.concatenate([array.ravel() for array in arrays])
-            observations[name].stats.add_values(values.astype(np.float32, copy=False), name=name)
-            arrays.clear()
+class _Waiting:
+    """Values of a few samples, to be counted together. Bounded by their number: later samples may be larger than the first."""
+
+    def __init__(self, observations: Mapping[str, Observation]) -> None:
+        self._observations = observations
+        self._arrays: dict[str, list[Array]] = {name: [] for name in observations}
+        self._size = 0
+
+    def add(self, name: str, values: Array) -> None:
+        self._arrays[name].append(values)
+        self._size += values.size
+
+    def count_if_full(self) -> None:
+        if self._size >= _MOST_WAITING:
+            self.count()
+
+    def count(self) -> None:
+        for name, arrays in self._arrays.items():
+            if arrays:
+                values = np.concatenate(arrays).astype(np.float32, copy=False)
+                self._observations[name].stats.add_values(values, name=name)
+                arrays.clear()
+        self._size = 0

@@ -9,6 +9,7 @@ samples. Because limits are powers of two, two histograms always share a grid: m
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ _HALF = BINS // 2
 
 @dataclass(slots=True)
 class Histogram:
-    """Counts of values in ``[-limit, limit]`` with ``limit = 2 ** exponent``."""
+    """Counts of values in ``[-limit, limit)`` with ``limit = 2 ** exponent``."""
 
     exponent: int = _SMALLEST_EXPONENT
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
@@ -38,14 +39,19 @@ class Histogram:
         return centres
 
     def add(self, values: NDArray[np.floating]) -> None:
-        """Count finite values of any shape."""
-        flat = values.astype(np.float64).ravel()
+        """Count values of any shape; :class:`ValueError` where one is NaN or infinite."""
+        flat = np.asarray(values).ravel()
         if not flat.size:
             return
-        self._grow(exponent_of(float(np.abs(flat).max())))
-        index = np.floor(flat / self.width).astype(np.int64) + _HALF
-        # The limit itself belongs to the last bin; without the clip it would open a new one.
-        self.counts += np.bincount(np.clip(index, 0, BINS - 1), minlength=BINS)
+        limit = float(max(flat.max(), -flat.min()))  # NaN goes through both
+        if not isfinite(limit):
+            raise ValueError("a histogram counts finite values only")
+        # The grid is half open: a value at its upper end would move to another bin when the grid grows.
+        self._grow(exponent_of(limit) + int(flat.max() == 2.0 ** exponent_of(limit)))
+        # Dividing by the width, a power of two, is exact in every type that holds the result.
+        places = np.floor(flat * flat.dtype.type(1.0 / self.width)).astype(np.intp)
+        places += _HALF
+        self.counts += np.bincount(places, minlength=BINS)
 
     def merge(self, other: Histogram) -> Histogram:
         """The histogram that would have seen both sets of values; neither operand changes."""
@@ -71,8 +77,9 @@ def exponent_of(magnitude: float) -> int:
 
 
 def _coarsened(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
-    for _ in range(min(doublings, _HALF.bit_length())):
-        pairs = counts.reshape(-1, 2).sum(axis=1)
-        counts = np.zeros(BINS, np.int64)
-        counts[_HALF // 2 : _HALF // 2 + _HALF] = pairs
-    return counts
+    """The counts on a grid that reaches ``2 ** doublings`` times as far; one bin on either side of zero is the least."""
+    together = 1 << min(doublings, _HALF.bit_length() - 1)
+    kept = BINS // together
+    coarse = np.zeros(BINS, np.int64)
+    coarse[_HALF - kept // 2 : _HALF + kept // 2] = counts.reshape(kept, together).sum(axis=1)
+    return coarse

@@ -4,16 +4,17 @@ Stands between ``collect`` and the runtime: in comes a model and the names of it
 extremes, a fixed number of its values and, where asked, its mean for each channel. Only those leave the runtime, so memory does not grow with
 the tensors and the cost stays near plain inference.
 
-The shape of the reductions follows the runtime's memory layout. ONNX Runtime keeps feature maps in blocked form
-between convolutions and has pooling kernels for it; a ReduceMax would first force every map back to plain form, which alone costs more than
-a depthwise convolution. So the maximum is a GlobalMaxPool, the mean a GlobalAveragePool and thinning a strided MaxPool. A minimum is
-not computed where the producer guarantees one (ReLU, Clip, Sigmoid).
+The shape of the reductions follows the runtime's memory layout. ONNX Runtime keeps feature maps in blocked form between convolutions and
+has pooling kernels for it; a ReduceMax would first force every map back to plain form. So of a map that is never negative (behind ReLU,
+Clip, Sigmoid) the maximum is a GlobalMaxPool and the mean a GlobalAveragePool, and the minimum is known. Any other map needs a ReduceMin, which only
+exists for the plain form, and there plain reductions are the quicker ones. Thinning is a strided MaxPool in either case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,11 @@ from edgeopt.graph import edit, tensors
 from edgeopt.graph.naming import Names
 
 VALUES_PER_SAMPLE = 1024
-"""How many values of a tensor each sample contributes to the histogram methods, up to twice as many from feature maps."""
+"""How many values of a tensor each sample contributes to the histogram methods, where it has as many, and up to twice as many."""
 
-_GOLDEN = (5**0.5 - 1) / 2
-"""The fractional parts of its multiples spread evenly over [0, 1): no row, column or channel is preferred."""
-_BELOW_ONE = 1.0 - 2.0**-20
+_AXES_ARE_INPUT = 18
+_END = 2**62
+"""Beyond the end of every tensor; Slice stops at the end by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def with_statistics(
     """
     observed = edit.copy(model)
     probes = _Probes(observed)
-    return observed, {name: probes.attach(name, shape, channels.get(name)) for name, shape in shapes.items()}
+    return observed, {name: probes.attach(name, shapes[name], channels.get(name)) for name in probes.last_first(shapes)}
 
 
 def with_channel_power(model: ir.Model, widths: Mapping[str, int]) -> tuple[ir.Model, dict[str, ChannelProbe]]:
@@ -101,24 +102,35 @@ class _Probes:
     def value(self, name: str) -> ir.Value:
         return self._values[name]
 
+    def last_first(self, names: Iterable[str]) -> list[str]:
+        """The names in the order in which their probes have to be appended.
+
+        ONNX Runtime executes what the last node without readers needs, then what the last but one needs and so on. With the
+        probes of the first tensor at the end, each tensor is read while it is still in the cache and freed after.
+        """
+        place = {name: number for number, name in enumerate(self._values)}
+        return sorted(names, key=place.__getitem__, reverse=True)
+
     def attach(self, name: str, shape: tuple[int, ...], channel: int | None) -> Probe:
         value = self._values[name]
         feature_map = len(shape) == 4 and shape[2] * shape[3] > 1
-        low = None if _never_negative(value) else self._reduce("ReduceMin", value)
+        signed = not _never_negative(value)
+        blocked = feature_map and not signed
+        pooled = self._node("GlobalMaxPool", [value]) if blocked else value
         return Probe(
-            high=self._reduce("ReduceMax", self._node("GlobalMaxPool", [value]) if feature_map else value),
+            high=self._reduce("ReduceMax", pooled),
             values=self._thinned(value, shape, feature_map=feature_map),
-            low=low,
-            mean=None if channel is None else self._mean(value, shape, channel),
+            low=self._reduce("ReduceMin", value) if signed else None,
+            mean=None if channel is None else self._mean(value, shape, channel, blocked=blocked),
         )
 
     def attach_channels(self, name: str, width: int) -> ChannelProbe:
         rows = self._node("Reshape", [self._values[name], self._constant(np.array([-1, width], np.int64))])
         square = self._node("Mul", [rows, rows])
         return ChannelProbe(
-            low=self._over_rows("ReduceMin", rows),
-            high=self._over_rows("ReduceMax", rows),
-            square=self._over_rows("ReduceMean", square),
+            low=self._reduce("ReduceMin", rows, axes=[0]),
+            high=self._reduce("ReduceMax", rows, axes=[0]),
+            square=self._reduce("ReduceMean", square, axes=[0]),
         )
 
     def emit(self, operator: str, inputs: list[ir.Value], **attributes: int | list[int]) -> str:
@@ -141,37 +153,52 @@ class _Probes:
             self._constants[key] = edit.add_initializer(self._graph, self._names.fresh("observe_constant"), data)
         return self._constants[key]
 
-    def _reduce(self, operator: str, value: ir.Value) -> str:
-        return self.emit(operator, [value], keepdims=0)
-
     def _thinned(self, value: ir.Value, shape: tuple[int, ...], *, feature_map: bool) -> str:
+        sides = shape
         if feature_map:
             # Four places along each side at least: a coarser grid would see little but the border.
             wanted = int(np.ceil(np.sqrt(np.prod(shape) / (2 * VALUES_PER_SAMPLE))))
             strides = [max(1, min(wanted, side // 4)) for side in shape[2:]]
             if max(strides) > 1:
                 value = self._node("MaxPool", [value], kernel_shape=[1, 1], strides=strides)
-            sides = [-(-side // stride) for side, stride in zip(shape[2:], strides, strict=True)]
-            if np.prod([*shape[:2], *sides]) <= 2 * VALUES_PER_SAMPLE and max(strides) > 1:
-                return str(value.name)
-        flat = self._node("Reshape", [value, self._constant(np.array([-1], np.int64))])
-        shares = np.modf(np.arange(VALUES_PER_SAMPLE) * _GOLDEN)[0] * _BELOW_ONE
-        # The size is taken at run time: the next sample may be a larger picture or a longer sentence.
-        size = self._node("Cast", [self._node("Size", [flat])], to=int(ir.DataType.FLOAT))
-        places = self._node("Mul", [self._constant(shares.astype(np.float32)), size])
-        return self.emit("Gather", [flat, self._node("Cast", [places], to=int(ir.DataType.INT64))], axis=0)
+            sides = (*shape[:2], *(-(-side // stride) for side, stride in zip(shape[2:], strides, strict=True)))
+        flat = self._flat(value)
+        step = _step(sides)
+        if step == 1:
+            return str(flat.name)
+        bounds = [self._constant(np.array([number], np.int64)) for number in (0, _END, 0, step)]
+        return self.emit("Slice", [flat, *bounds])
 
-    def _mean(self, value: ir.Value, shape: tuple[int, ...], channel: int) -> str:
+    def _mean(self, value: ir.Value, shape: tuple[int, ...], channel: int, *, blocked: bool) -> str:
         if channel == 1 and len(shape) > 2:
-            return self.emit("GlobalAveragePool", [value])
+            if blocked:
+                value = self._node("GlobalAveragePool", [value])
+            return self._reduce("ReduceMean", value, axes=[0, *range(2, len(shape))])
         rows = self._node("Reshape", [value, self._constant(np.array([-1, shape[-1]], np.int64))])
-        return self._over_rows("ReduceMean", rows)
+        return self._reduce("ReduceMean", rows, axes=[0])
 
-    def _over_rows(self, operator: str, rows: ir.Value) -> str:
-        """The axes of a reduction became an input with opset 18."""
-        if self._opset >= 18:
-            return self.emit(operator, [rows, self._constant(np.array([0], np.int64))], keepdims=0)
-        return self.emit(operator, [rows], axes=[0], keepdims=0)
+    def _flat(self, value: ir.Value) -> ir.Value:
+        return self._node("Reshape", [value, self._constant(np.array([-1], np.int64))])
+
+    def _reduce(self, operator: str, value: ir.Value, *, axes: list[int] | None = None) -> str:
+        """Over the ``axes``, or all of them. They became an input of the mean and the extremes with opset 18."""
+        if axes is None:
+            return self.emit(operator, [value], keepdims=0)
+        if self._opset >= _AXES_ARE_INPUT:
+            return self.emit(operator, [value, self._constant(np.array(axes, np.int64))], keepdims=0)
+        return self.emit(operator, [value], axes=axes, keepdims=0)
+
+
+def _step(shape: Sequence[int]) -> int:
+    """Every how many values one is read: the largest step that leaves enough and shares no factor with a side.
+
+    Such a step meets every row, column and channel before it meets one again.
+    """
+    size = int(np.prod(shape))
+    for step in range(size // VALUES_PER_SAMPLE, size // (2 * VALUES_PER_SAMPLE), -1):
+        if gcd(step, size) == 1:
+            return step
+    return max(1, size // VALUES_PER_SAMPLE)
 
 
 def _attribute(name: str, value: int | list[int]) -> ir.Attr:

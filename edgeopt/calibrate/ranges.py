@@ -64,9 +64,10 @@ class TensorStats:
 
     def add_values(self, values: NDArray[np.floating], *, name: str = "") -> None:
         """Take in some (or all) of the values of one or several samples; raises as :meth:`add` does."""
-        if not np.isfinite(values).all():
-            raise not_finite(name)
-        self.histogram.add(values)
+        try:
+            self.histogram.add(values)
+        except ValueError as error:
+            raise not_finite(name) from error
 
     def merge(self, other: TensorStats) -> TensorStats:
         """The statistics of both sets of samples; neither operand changes, order does not matter."""

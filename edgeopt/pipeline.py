@@ -15,12 +15,13 @@ from typing import Any
 
 from edgeopt import catalogue, device
 from edgeopt.calibrate import samples as sample_sets
+from edgeopt.calibrate.collect import fingerprint
 from edgeopt.errors import UnsupportedTarget
 from edgeopt.graph import endings
 from edgeopt.layout import JobFolder
 from edgeopt.protocols import Pass, Runtime, Samples
 from edgeopt.records import Artifact, Event, JobOrder, Recipe, Target, Trial, Verdict
-from edgeopt.stages import attempt, baseline, ingest, planner, reference, report, select
+from edgeopt.stages import attempt, baseline, ingest, planner, reference, report, select, teachers
 from edgeopt.stages import data as assignment
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.cache import CandidateCache
@@ -28,6 +29,7 @@ from edgeopt.stages.data import Data
 from edgeopt.stages.events import Emit, staged
 from edgeopt.stages.evidence import CalibrationEvidence
 from edgeopt.stages.ingest import Ingested
+from edgeopt.stages.reference import Reference
 from edgeopt.stages.runners import Runner
 from edgeopt.stages.search import Search
 
@@ -129,9 +131,11 @@ def _workbench(job: Job, artifact: Artifact, original: Runner, emit: Emit) -> Wo
     """Run the original over the eval samples and measure it; everything is held against that."""
     goal, seed, signature = job.order.policy.goal, job.order.policy.search.seed, job.given.signature
     ends = endings.final_operators(job.given.model)
-    judged = reference.make(original, job.data.eval, signature, ends, job.folder.work)
+    judged = _reference(job, original, ends)
     timed = baseline.typical(judged)
     original.hold(timed)
+    own = baseline.measured(original, artifact, judged, goal, seed=seed)
+    assert own.measurement is not None  # noqa: S101  # the baseline is always measured
     return Workbench(
         model=job.given.model,
         signature=signature,
@@ -143,23 +147,33 @@ def _workbench(job: Job, artifact: Artifact, original: Runner, emit: Emit) -> Wo
             observer=partial(job.runtime.observe, threads=job.target.threads),
             folder=job.folder.work,
             seed=seed,
-            teacher=job.given.model,
+            teacher=job.given.teacher or job.given.model,
             # a recipe that is replayed must give what it gave, however long that takes
             deadline_s=None if job.order.only_recipe else time.monotonic() + job.order.policy.search.budget_s,
         ),
         passes=job.passes,
         runtime=job.runtime,
         target=job.target,
-        goal=goal,
+        goal=teachers.lenient(goal, own.measurement.quality) if judged.taught else goal,
         reference=judged,
         original=original,
-        baseline=baseline.measured(original, artifact, judged, goal, seed=seed),
+        baseline=own,
         timed=timed,
         folder=job.folder.work,
         emit=emit,
         seed=seed,
         look_s=attempt.look_s(job.order.policy.search.budget_s),
     )
+
+
+def _reference(job: Job, original: Runner, ends: dict[str, tuple[str, ...]]) -> Reference:
+    """What is right: the original's answers, or those of the teacher that was dropped with it."""
+    signature, folder = job.given.signature, job.folder.work
+    if job.order.files.teacher is None:
+        return reference.make(original, job.data.eval, signature, ends, folder)
+    teacher = job.folder.input / job.order.files.teacher
+    made_for = (signature, ends, folder)
+    return teachers.answers(teacher, job.data.eval, runtime=job.runtime, target=job.target, made_for=made_for)
 
 
 def _harmless(recipes: tuple[Recipe, ...], passes: dict[str, Pass]) -> set[str]:
@@ -171,6 +185,7 @@ def _facts(job: Job) -> dict[str, Any]:
     """What a candidate's result depends on besides its recipe."""
     return {
         "model": job.order.source.sha256,
+        "teacher": "" if job.given.teacher is None else fingerprint(job.given.teacher),
         "calibration": job.data.calibration.origin,
         "eval": job.data.eval.origin,
         "target": job.target,

@@ -66,6 +66,8 @@ class Request:
     model: Path
     calibration: Path | None = None
     eval: Path | None = None
+    teacher: Path | None = None
+    """What the model learns from instead of itself: a bigger model with the same inputs and outputs."""
     policy: Policy = field(default_factory=Policy)
     limits: WorkerLimits = field(default_factory=WorkerLimits)
     recipe: Recipe | None = None
@@ -125,7 +127,7 @@ def _run(request: Request, on_event: OnEvent, state: Path) -> Result:
     from edgeopt.daemon import drops, intake, supervise
 
     _check(request)
-    drop = drops.of_paths(request.model, calibration=request.calibration, eval_=request.eval)
+    drop = drops.of_paths(request.model, calibration=request.calibration, eval_=request.eval, teacher=request.teacher)
     staged = intake.stage(drop, staging_root=state / "staging", policy=request.policy, limits=request.limits)
     order = replace(staged.order, only_recipe=request.recipe)
     folder = JobFolder(staged.folder.root)
@@ -192,7 +194,7 @@ def _check(request: Request) -> None:
     from edgeopt import catalogue
     from edgeopt.runtimes.trt import flavours
 
-    for path in (request.model, request.calibration, request.eval):
+    for path in (request.model, request.calibration, request.eval, request.teacher):
         if path is not None and not path.exists():
             raise UsageError(f"there is no file or folder {str(path)!r}", hint="Name an existing one.")
     target = request.policy.target.name

@@ -186,6 +186,7 @@ class StagedFiles:
     job_file: str | None = None
     calibration: str | None = None
     eval: str | None = None
+    teacher: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,11 +57,14 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Optimize, print the outcome; 1 where the model or its data is refused."""
+    policy = policy_of(arguments)
     request = oneshot.Request(
         model=arguments.model,
         calibration=arguments.calibration,
         eval=arguments.eval,
-        policy=policy_of(arguments),
+        # the job file names a file beside itself
+        teacher=arguments.job.parent / policy.teacher if policy.teacher is not None else None,
+        policy=policy,
         limits=oneshot.default_limits(),
         recipe=read_recipe(arguments.recipe) if arguments.recipe else None,
         out=arguments.out,

@@ -34,6 +34,8 @@ class Drop:
     calibration: str | None = None
     """An .npz file, or a folder of samples."""
     eval: str | None = None
+    teacher: str | None = None
+    """The model to learn from, where the caller names it; a dropped folder's job file names its own."""
     entries: tuple[str, ...] = ()
     """What leaves the inbox with the drop: the folder, or each file."""
     members: tuple[str, ...] = ()
@@ -70,10 +72,16 @@ def group(listing: Listing) -> list[Drop]:
 
 
 def of_paths(
-    model: Path, *, calibration: Path | None = None, eval_: Path | None = None, job_file: Path | None = None
+    model: Path,
+    *,
+    calibration: Path | None = None,
+    eval_: Path | None = None,
+    job_file: Path | None = None,
+    teacher: Path | None = None,
 ) -> Drop:
     """A drop of the caller's own files, wherever they lie; for the one-shot, so nothing of it is ever removed."""
-    resolved = [None if path is None else str(path.resolve()) for path in (model, job_file, calibration, eval_)]
+    given = (model, job_file, calibration, eval_, teacher)
+    resolved = [None if path is None else str(path.resolve()) for path in given]
     return Drop(
         root=str(model.resolve().parent),
         name=model.stem,
@@ -83,6 +91,7 @@ def of_paths(
         job_file=resolved[1],
         calibration=resolved[2],
         eval=resolved[3],
+        teacher=resolved[4],
         trusted=True,
     )
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
+from edgeopt.config import reader
 from edgeopt.daemon import gate, gate_zip, protowalk, samples_folder, take
 from edgeopt.daemon.drops import Drop, full_path
 from edgeopt.daemon.names import escaped, model_format
@@ -22,6 +23,7 @@ from edgeopt.daemon.take import NotReady, Opened, Patience
 from edgeopt.errors import (
     BadData,
     BadJobFile,
+    ConfigError,
     DiskFull,
     EmptyFile,
     MissingExternalData,
@@ -31,10 +33,10 @@ from edgeopt.errors import (
     UnsafeReference,
 )
 from edgeopt.layout import JobFolder
-from edgeopt.records import StagedFiles, WorkerLimits
+from edgeopt.records import Policy, StagedFiles, WorkerLimits
 
-MODEL, JOB_FILE, CALIBRATION, EVAL = "model.onnx", "job.yaml", "calibration", "eval"
-OWN_NAMES = frozenset({MODEL, JOB_FILE, CALIBRATION, EVAL, f"{CALIBRATION}.npz", f"{EVAL}.npz"})
+MODEL, JOB_FILE, CALIBRATION, EVAL, TEACHER = "model.onnx", "job.yaml", "calibration", "eval", "teacher.onnx"
+OWN_NAMES = frozenset({MODEL, JOB_FILE, CALIBRATION, EVAL, TEACHER, f"{CALIBRATION}.npz", f"{EVAL}.npz"})
 """Names inside ``input/`` that no external data may take."""
 JOB_FILE_BYTES = 64 << 10
 RESERVE_BYTES = 64 << 20
@@ -113,6 +115,9 @@ class Taking:
         calibration = self.take_data(self.drop.calibration, CALIBRATION)
         evaluation = self.take_data(self.drop.eval, EVAL)
         self.files = replace(self.files, calibration=calibration, eval=evaluation)
+        path = self.drop.teacher or self.named_teacher()
+        if path is not None:
+            self.take_teacher(path)
 
     def take_job_file(self, path: str) -> None:
         with self.opened(path) as opened:
@@ -123,6 +128,49 @@ class Taking:
                 )
             self.copy(opened, JOB_FILE)
         self.files = replace(self.files, job_file=JOB_FILE)
+
+    def named_teacher(self) -> str | None:
+        """Where the model lies that the job file calls ``teacher``; what else is wrong with that file, the worker tells."""
+        if self.files.job_file is None:
+            return None
+        with storage_errors("reading the staged job file"):
+            text = (self.folder.input / JOB_FILE).read_bytes()
+        try:
+            name = reader.overlay_job(Policy(), text).teacher
+        except ConfigError:
+            return None
+        if name is None:
+            return None
+        if not self.drop.folder:
+            # beside it in the inbox lies another drop, which leaves when its own turn is over
+            raise BadJobFile(
+                f"{escaped(self.drop.job_file or '')} names the teacher {escaped(name)}, and this drop is no folder",
+                hint="Drop a folder with model.onnx, job.yaml and the teacher in it.",
+            )
+        path = f"{self.drop.path}/{name}"
+        if path not in self.drop.members or path == self.drop.model:
+            raise BadJobFile(
+                f"the job file names the teacher {escaped(name)}, which is not beside the model",
+                hint="Put that file into the dropped folder, or leave teacher out.",
+            )
+        return path
+
+    def take_teacher(self, path: str) -> None:
+        """Copy the model to learn from; it must be one ONNX file with its weights inside."""
+        if model_format(PurePosixPath(path).name) != "onnx":
+            raise BadJobFile(f"the teacher {escaped(path)} is no ONNX model", hint="Export the teacher to ONNX.")
+        with self.opened(path) as opened:
+            self.count(opened, "data")
+            gate.refuse_by_content(opened.fd, opened.size_bytes)
+            walk = protowalk.walk(opened.fd, opened.size_bytes, should_stop=self.patience.should_stop)
+            if walk.references:
+                raise BadJobFile(
+                    f"the teacher {escaped(path)} keeps weights in another file",
+                    hint="Save the teacher with its weights inside.",
+                )
+            self.wait_for_writer(opened)
+            self.copy(opened, TEACHER)
+        self.files = replace(self.files, teacher=TEACHER)
 
     def take_data(self, path: str | None, role: str) -> str | None:
         """Copy calibration or eval data; the name it has inside ``input/``."""

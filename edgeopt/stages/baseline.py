@@ -11,7 +11,7 @@ from edgeopt.errors import BadData, MeasureFailed
 from edgeopt.protocols import Samples
 from edgeopt.records import Artifact, Goal, Interval, Measurement, Recipe, Trial
 from edgeopt.stages import measure, quality
-from edgeopt.stages.reference import Reference
+from edgeopt.stages.reference import Reference, RunOne
 from edgeopt.stages.runners import Runner
 
 if TYPE_CHECKING:
@@ -50,10 +50,11 @@ def made_up(original: Runner, sets: Sequence[Samples]) -> Samples:
 def measured(original: Runner, artifact: Artifact, reference: Reference, goal: Goal, *, seed: int) -> Trial:
     """The original's own trial: by definition neither faster nor smaller than itself, and as right as it is.
 
-    ``original`` must hold the timed feeds.
+    ``original`` must hold the timed feeds. It runs once more where the reference is a teacher's.
     """
     stored = reference.outputs()
-    own = quality.judge(reference, lambda _feeds: next(stored), goal, seed=seed)
+    run: RunOne = original.run if reference.taught else lambda _feeds: next(stored)
+    own = quality.judge(reference, run, goal, seed=seed)
     latency = measure.alone(original)
     measurement = Measurement(
         latency=latency,

@@ -17,7 +17,7 @@ from edgeopt.calibrate import samples
 from edgeopt.calibrate.samples import SampleSet
 from edgeopt.config import reader
 from edgeopt.errors import BadJobFile, ConfigError
-from edgeopt.graph import infer
+from edgeopt.graph import edit, infer
 from edgeopt.graph.limits import GraphLimits
 from edgeopt.graph.load import load_checked
 from edgeopt.layout import JobFolder
@@ -44,6 +44,8 @@ class Ingested:
     """The configuration's, with the drop's job.yaml laid over it."""
     calibration: SampleSet | None = None
     eval: SampleSet | None = None
+    teacher: Model | None = None
+    """The model that the job file names to learn from."""
     notes: tuple[str, ...] = ()
     """Sentences for the operator: shapes that are not known, labels that are of no use."""
 
@@ -59,6 +61,7 @@ def load(folder: JobFolder, order: JobOrder) -> Ingested:
     signature = signature_of(model, format=order.source.format)
     calibration = _samples(folder, order.files.calibration, "calibration", signature, policy)
     judging = _samples(folder, order.files.eval, "eval", signature, policy)
+    teacher = _teacher(folder, order, model)
     sets = [each for each in (calibration, judging) if each is not None]
     return Ingested(
         path=path,
@@ -67,8 +70,28 @@ def load(folder: JobFolder, order: JobOrder) -> Ingested:
         policy=policy,
         calibration=calibration,
         eval=judging,
+        teacher=teacher,
         notes=(*([unknown_shapes] if unknown_shapes else []), *(note for each in sets for note in each.notes)),
     )
+
+
+def _teacher(folder: JobFolder, order: JobOrder, model: Model) -> Model | None:
+    """The dropped teacher, checked like the model itself; it must answer the same questions."""
+    if order.files.teacher is None:
+        return None
+    teacher = load_checked(folder.input / order.files.teacher, limits=GraphLimits(model_bytes=order.limits.model_bytes))
+    ours, theirs = (_interface(each) for each in (model, teacher))
+    if ours != theirs:
+        raise BadJobFile(
+            f"the teacher has the inputs {theirs[0]} and the outputs {theirs[1]}, the model {ours[0]} and {ours[1]}",
+            hint="Export the teacher with the model's names of inputs and outputs.",
+        )
+    return teacher
+
+
+def _interface(model: Model) -> tuple[list[str], list[str]]:
+    inputs = sorted(str(value.name) for value in edit.required_inputs(model))
+    return inputs, [str(value.name) for value in model.graph.outputs]
 
 
 def _policy(folder: JobFolder, order: JobOrder) -> Policy:

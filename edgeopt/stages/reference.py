@@ -42,6 +42,8 @@ class Reference:
     forms: tuple[OutputForm, ...]
     file: Path
     origin: DataOrigin
+    taught: bool = False
+    """The outputs are those of a teacher: the original itself is some way off."""
 
     @property
     def synthetic(self) -> bool:

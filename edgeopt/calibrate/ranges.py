@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import isfinite
+from math import isfinite, log
 from typing import TypeAlias
 
 import numpy as np
@@ -132,7 +132,8 @@ def entropy(stats: TensorStats, levels: int = 128) -> Range:
         return min_max(stats)
     stride = max(1, (counts.size - levels) // (2 * _CLIP_STEPS))
     sizes = [*range(levels, counts.size, stride), counts.size]
-    best = min(sizes, key=lambda size: _divergence(counts, size, levels))
+    sums = _Sums.of(counts)
+    best = min(sizes, key=lambda size: _divergence(counts, sums, size=size, levels=levels))
     limit = best * stats.histogram.width
     return min_max(stats) if best == counts.size else _clipped(stats, -limit, limit)
 
@@ -179,21 +180,42 @@ def _rounding_error(values: NDArray[np.float64], covered: Range, levels: int) ->
     return difference
 
 
-def _divergence(counts: NDArray[np.float64], size: int, levels: int) -> float:
-    """KL divergence of the first ``size`` bins, outliers in the last one, from the same bins in ``levels`` steps."""
-    kept = counts[:size]
-    if not kept.any():
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What all bins before a place add up to; entry 0 is zero. Any stretch of bins is then one subtraction."""
+
+    counts: NDArray[np.float64]
+    logs: NDArray[np.float64]
+    """Of ``count * log(count)``."""
+    occupied: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, counts: NDArray[np.float64]) -> _Sums:
+        parts = (counts, counts * np.log(np.maximum(counts, 1.0)), (counts > 0).astype(np.float64))
+        return cls(*(np.concatenate([[0.0], np.cumsum(part)]) for part in parts))
+
+
+def _divergence(counts: NDArray[np.float64], sums: _Sums, *, size: int, levels: int) -> float:
+    """KL divergence of the first ``size`` bins, outliers in the last one, from the same bins in ``levels`` steps.
+
+    A step gives each of its occupied bins the mean of their counts, so both sums of logarithms are sums over steps.
+    """
+    kept, total = sums.counts[size], sums.counts[-1]
+    if not kept:
         return float("inf")
-    clipped = kept.copy()
-    clipped[-1] += counts[size:].sum()
-    starts = np.arange(levels) * size // levels
-    lengths = np.diff(np.append(starts, size))
-    occupied = kept > 0
-    sums = np.add.reduceat(kept, starts)
-    filled = np.maximum(np.add.reduceat(occupied.astype(np.float64), starts), 1.0)
-    coarse = np.repeat(sums / filled, lengths) * occupied
+    edges = np.append(np.arange(levels) * size // levels, size)
+    inside, filled = np.diff(sums.counts[edges]), np.diff(sums.occupied[edges])
+    means = inside[inside > 0] / filled[inside > 0]
+    last, outliers = counts[size - 1], total - kept
     # A bin that only outliers fill has no counterpart after rounding; a tiny one keeps the logarithm finite.
-    coarse = np.where((clipped > 0) & (coarse <= 0), 1e-6, coarse)
-    used = clipped > 0
-    p, q = clipped[used] / clipped.sum(), coarse[used] / coarse.sum()
-    return float(np.sum(p * np.log(p / q)))
+    tiny = 1e-6 if outliers and not last else 0.0
+    coarse_last = tiny or inside[-1] / max(filled[-1], 1.0)
+    spread = sums.logs[size - 1] + _times_log(last + outliers) - total * log(total)
+    coarse = inside[inside > 0] @ np.log(means) - total * log(kept + tiny)
+    if outliers:
+        coarse += outliers * log(coarse_last)
+    return float(spread - coarse) / float(total)
+
+
+def _times_log(count: float) -> float:
+    return count * log(count) if count else 0.0

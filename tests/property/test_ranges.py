@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from edgeopt.calibrate.histogram import BINS, Histogram, exponent_of
-from edgeopt.calibrate.ranges import METHODS, Range, TensorStats, range_of
+from edgeopt.calibrate.ranges import METHODS, Range, TensorStats, _divergence, _Sums, range_of
 from edgeopt.errors import PassFailed
 
 values = arrays.arrays(np.float32, st.integers(1, 60), elements=st.floats(-1e8, 1e8, width=32))
@@ -126,3 +126,30 @@ def test_an_unknown_method_names_the_known_ones() -> None:
     with pytest.raises(PassFailed) as caught:
         range_of(stats_of([np.ones(1, np.float32)]), "median")
     assert "entropy" in caught.value.hint
+
+
+def divergence_bin_by_bin(counts: np.ndarray, size: int, levels: int) -> float:
+    """As the method is written down: both distributions, one entry a bin."""
+    clipped = counts[:size].copy()
+    clipped[-1] += counts[size:].sum()
+    coarse = np.zeros(size)
+    for step in range(levels):
+        bins = np.arange(step * size // levels, (step + 1) * size // levels)
+        occupied = bins[counts[bins] > 0]
+        if occupied.size:
+            coarse[occupied] = counts[occupied].mean()
+    coarse[(clipped > 0) & (coarse <= 0)] = 1e-6
+    used = clipped > 0
+    p, q = clipped[used] / clipped.sum(), coarse[used] / coarse.sum()
+    return float(np.sum(p * np.log(p / q)))
+
+
+@given(arrays.arrays(np.int64, st.integers(9, 80), elements=st.integers(0, 50) | st.just(0)), st.data())
+def test_the_divergence_by_steps_is_that_of_every_bin(drawn: np.ndarray, data: st.DataObject) -> None:
+    counts = drawn.astype(np.float64)
+    size = data.draw(st.integers(8, counts.size))
+    found = _divergence(counts, _Sums.of(counts), size=size, levels=8)
+    if counts[:size].any():
+        assert found == pytest.approx(divergence_bin_by_bin(counts, size, 8), abs=1e-9)
+    else:
+        assert found == np.inf

@@ -62,6 +62,17 @@ def folder(tmp_path: Path) -> JobFolder:
     return job
 
 
+def test_teacher_is_loaded_and_must_answer_the_same_questions(folder: JobFolder) -> None:
+    onnx.save(model(), folder.input / "teacher.onnx")
+    assert ingest.load(folder, order()).teacher is None
+    assert ingest.load(folder, order(teacher="teacher.onnx")).teacher is not None
+    other = model()
+    other.graph.input[0].name = other.graph.node[0].input[0] = "rows"
+    onnx.save(other, folder.input / "teacher.onnx")
+    with pytest.raises(BadJobFile, match=r"the teacher has the inputs \['rows'\]"):
+        ingest.load(folder, order(teacher="teacher.onnx"))
+
+
 def test_whole_drop_is_ingested(folder: JobFolder) -> None:
     (folder.input / "job.yaml").write_text("goal: {max_drop: 0.05}\ninputs: {x: {range: [0, 1]}}\n")
     np.savez(folder.input / "calibration.npz", x=np.ones((5, 4), np.float32))

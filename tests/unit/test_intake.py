@@ -76,6 +76,34 @@ def test_a_folder_drop_is_taken_with_its_samples(inbox: Path) -> None:
     assert list(inbox.iterdir()) == []
 
 
+def test_a_teacher_is_taken_along_and_is_part_of_what_makes_the_work_equal(inbox: Path) -> None:
+    keys = []
+    for seed in (1, 2):
+        _pair(model_bytes(seed))(inbox)
+        staged = take(inbox)
+        assert names_in(staged.folder.input) == ["job.yaml", "model.onnx", "teacher.onnx"]
+        assert (staged.folder.input / "teacher.onnx").read_bytes() == model_bytes(seed)
+        assert staged.order.files.teacher == "teacher.onnx"
+        assert staged.order.source.bytes == len(model_bytes())
+        keys.append((staged.key, staged.order.source.sha256))
+        assert intake.remove_drop(staged.drop, staged.stamps) == ()
+        assert list(inbox.iterdir()) == []
+    assert keys[0][0] != keys[1][0] and keys[0][1] == keys[1][1]
+
+
+def test_a_job_file_with_mistakes_is_left_to_the_worker_to_tell(inbox: Path) -> None:
+    _pair(model_bytes(1), b"teacher: big.onnx\ngaol: {}\n")(inbox)
+    assert take(inbox).order.files.teacher is None
+
+
+def test_the_callers_own_teacher_may_lie_anywhere(inbox: Path, tmp_path: Path) -> None:
+    (inbox / "a.onnx").write_bytes(model_bytes())
+    (tmp_path / "big.onnx").write_bytes(model_bytes(1))
+    drop = drops.of_paths(inbox / "a.onnx", teacher=tmp_path / "big.onnx")
+    staged = stage(drop, staging_root=tmp_path / "staging", policy=Policy(), limits=WorkerLimits())
+    assert (staged.folder.input / "teacher.onnx").read_bytes() == model_bytes(1)
+
+
 def test_external_data_comes_along_under_its_own_name(inbox: Path) -> None:
     (inbox / "weights").mkdir()
     (inbox / "weights" / "w.bin").write_bytes(bytes(16))
@@ -117,6 +145,16 @@ def _write(data: bytes, name: str = "a.onnx") -> Prepare:
 
 def _all(*steps: Prepare) -> Prepare:
     return lambda inbox: [step(inbox) for step in steps]
+
+
+def _pair(teacher: bytes, job: bytes = b"teacher: big.onnx\n", name: str = "a/big.onnx") -> Prepare:
+    """A folder with a model, a job file and what it may learn from."""
+    return _all(
+        lambda inbox: (inbox / "a").mkdir(),
+        _write(model_bytes(), "a/model.onnx"),
+        _write(job, "a/job.yaml"),
+        _write(teacher, name),
+    )
 
 
 BAD: dict[str, tuple[Prepare, type[EdgeoptError]]] = {
@@ -169,6 +207,23 @@ BAD: dict[str, tuple[Prepare, type[EdgeoptError]]] = {
         ForbiddenFormat,
     ),
     "huge job file": (_all(_write(model_bytes()), _write(b"#" * 70_000, "a.yaml")), BadJobFile),
+    "no teacher there": (_pair(model_bytes(1), name="a/other.onnx"), BadJobFile),
+    "teacher is the model": (_pair(model_bytes(1), b"teacher: model.onnx\n"), BadJobFile),
+    "teacher of a pickle": (_pair(pickle.dumps([1])), ForbiddenFormat),
+    "truncated teacher": (_pair(model_bytes(1)[:-30]), TruncatedModel),
+    "teacher with data": (_pair(external_model()), BadJobFile),
+    "teacher of another format": (_pair(b"PK", b"teacher: big.pt2\n", "a/big.pt2"), BadJobFile),
+    "teacher of a plain file": (
+        _all(_write(model_bytes()), _write(b"teacher: b.npz\n", "a.yaml")),
+        BadJobFile,
+    ),
+    "linked teacher": (
+        _all(
+            _pair(b"", name="a/x"),
+            lambda inbox: (inbox / "a" / "big.onnx").symlink_to("/etc/passwd"),
+        ),
+        UnsafeFile,
+    ),
     "linked job file": (
         _all(_write(model_bytes()), lambda inbox: (inbox / "a.yaml").symlink_to("/etc/passwd")),
         UnsafeFile,

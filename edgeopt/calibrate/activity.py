@@ -1,12 +1,12 @@
 """What every channel of an activation does over the calibration samples: its mean, variance, share of zeros and entropy.
 
-Stands under ``importance``. In come the consumers whose inputs are wanted, out goes one :class:`Activity` a tensor. One sample is in memory at a
+Stands under ``importance`` and ``batch_norms``. In come the names of tensors, out goes one :class:`Activity` a tensor. One sample is in memory at a
 time, thinned to ``gram.ROWS_PER_SAMPLE`` places of a feature map, and a fixed number of counters a channel is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.calibrate import gram
-from edgeopt.calibrate.consumers import Consumer
 from edgeopt.calibrate.histogram import exponent_of
 from edgeopt.calibrate.ranges import not_finite
 from edgeopt.protocols import Evidence
@@ -54,8 +53,12 @@ class Activity:
         self._count(rows)
 
     @property
+    def mean(self) -> NDArray[np.float64]:
+        return self.total / self.rows
+
+    @property
     def variance(self) -> NDArray[np.float64]:
-        return np.maximum(0.0, self.square / self.rows - np.square(self.total / self.rows))
+        return np.maximum(0.0, self.square / self.rows - np.square(self.mean))
 
     @property
     def zeros(self) -> NDArray[np.float64]:
@@ -83,10 +86,12 @@ class Activity:
         self.counts += np.bincount(places.reshape(-1), minlength=self.counts.size).reshape(self.counts.shape)
 
 
-def observe(model: Model, consumers: Sequence[Consumer], evidence: Evidence) -> dict[str, Activity]:
-    """By the consumer's name: what the channels it reads do. Raises :class:`~edgeopt.errors.PassFailed` where one is not finite."""
-    keys = {consumer.name: (str(consumer.layer.data.name), consumer.layer.channel_axis) for consumer in consumers}
-    seen: dict[tuple[str, int], Activity] = {key: Activity() for key in keys.values()}
+def observe(model: Model, wanted: Mapping[str, tuple[str, int]], evidence: Evidence) -> dict[str, Activity]:
+    """By the same keys: what the channels of each tensor do; ``wanted`` gives its name and the axis of its channels.
+
+    Raises :class:`~edgeopt.errors.PassFailed` where a tensor is not finite.
+    """
+    seen = {key: Activity() for key in dict.fromkeys(wanted.values())}
     names = list(dict.fromkeys(name for name, _ in seen))
     for arrays in islice(evidence.observe(model, names), MOST_SAMPLES):
         for (name, axis), activity in seen.items():
@@ -95,4 +100,4 @@ def observe(model: Model, consumers: Sequence[Consumer], evidence: Evidence) -> 
             if not np.isfinite(rows).all():
                 raise not_finite(name)
             activity.add(rows)
-    return {name: seen[key] for name, key in keys.items()}
+    return {key: seen[tensor] for key, tensor in wanted.items()}

@@ -145,10 +145,11 @@ def _constants(model: Model) -> dict[str, ir.Value]:
 def _activities(model: Model, families: Sequence[Family], criterion: str, evidence: Evidence) -> dict[str, Scores]:
     known = consumers(model)
     pairs = {family.name: of_family(family, known) for family in families}
-    wanted = {consumer.name: consumer for each in pairs.values() for consumer, _ in each}
-    if not wanted:
+    read = [consumer.layer for each in pairs.values() for consumer, _ in each]
+    if not read:
         return {}
-    seen = activity.observe(model, list(wanted.values()), evidence)
+    tensors_read = {str(layer.weight.name): (str(layer.data.name), layer.channel_axis) for layer in read}
+    seen = activity.observe(model, tensors_read, evidence)
     return {
         name: np.asarray(
             np.sum([_of_units(_measured(c, seen[c.name], criterion), slot) for c, slot in each], axis=0), np.float64

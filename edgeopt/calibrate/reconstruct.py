@@ -20,6 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.calibrate import gram
+from edgeopt.calibrate.batch_norms import re_estimate
 from edgeopt.calibrate.consumers import Columns, Consumer, bias_of, consumers, removed_columns
 from edgeopt.calibrate.regression import Refit, Sums, best
 from edgeopt.errors import PassFailed
@@ -36,8 +37,8 @@ MOST_SAMPLES = 256
 """Samples read at most: their number bounds the targets that are kept."""
 MOST_BYTES = 256 << 20
 _HELD_OUT_EVERY = 4
-_MOST_ROUNDS = 48
-"""Layers are visited together beyond this: every round costs two runs over the samples."""
+_MOST_STEPS = 48
+"""Layers in a row beyond this are refitted together: every step costs two runs over the samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,6 @@ class _Task:
     weights: NDArray[np.float64]
     """What plain removal leaves: (kept columns, outputs), the bias as the last row."""
     bias: ir.Value | None
-    level: int
-    """How many tasks lie in front of it."""
 
     def cost(self, samples: int) -> int:
         """Bytes of its targets and sums at most."""
@@ -70,42 +69,66 @@ def refit(
     if not evidence.sample_count:
         raise PassFailed("there are no calibration samples to refit with", hint="Set refit=false, or drop samples.")
     current = shrink.zeroed(model, groups, removed)
+    tasks = _tasks(model, current, groups, removed)
     found: dict[str, Refit] = {}
-    for tasks in _rounds(_tasks(model, current, groups, removed), evidence.sample_count):
-        for task, sums in zip(tasks, _observe(model, current, tasks, evidence), strict=True):
-            result = best(*sums, task.weights)
-            found[task.current.name] = result
-            if result.how != "plain":
-                _write(task, result.weights)
+    for names in _steps(_levels(current, _losing(groups, removed))):
+        for group in _rounds([tasks[name] for name in names if name in tasks], evidence.sample_count):
+            for task, sums in zip(group, _observe(model, current, group, evidence), strict=True):
+                result = best(*sums, task.weights)
+                found[task.current.name] = result
+                if result.how != "plain":
+                    _write(task, result.weights)
+        # Before the layers behind are fitted to what these give.
+        re_estimate(model, current, [n for n in names if n not in found or found[n].how == "plain"], evidence)
     return current, found
 
 
+def _losing(groups: ChannelGroups, removed: Mapping[str, Collection[int]]) -> list[str]:
+    """The weights that lose columns, refitted or not."""
+    slots = [slot for family in groups.families if removed.get(family.name) for slot in family.slots]
+    return sorted({slot.constant for slot in slots if slot.role == "consumer"})
+
+
+def _levels(model: ir.Model, weights: Collection[str]) -> dict[str, int]:
+    """For each of the weights the most layers with one of them on any way from the inputs to it."""
+    depth: dict[ir.Value, int] = {}
+    found: dict[str, int] = {}
+    for node in model.graph:
+        level = max((depth.get(value, 0) for value in node.inputs if value is not None), default=0)
+        own = [str(value.name) for value in node.inputs if value is not None and value.name in weights]
+        found.update((name, max(level, found.get(name, 0))) for name in own)
+        depth.update((output, level + bool(own)) for output in node.outputs)
+    return found
+
+
+def _steps(levels: Mapping[str, int]) -> Iterator[list[str]]:
+    """Weights that are refitted together, in order: none behind another, unless there would be too many steps."""
+    stride = -(-len(set(levels.values())) // _MOST_STEPS) if levels else 1
+    for start in range(0, max(levels.values(), default=-1) + 1, stride):
+        names = [name for name, level in levels.items() if start <= level < start + stride]
+        if names:
+            yield names
+
+
 def _rounds(tasks: Sequence[_Task], samples: int) -> Iterator[list[_Task]]:
-    """Tasks that may be refitted from the same two runs: none stands in front of another, and their sums fit into memory."""
-    levels = sorted({task.level for task in tasks})
-    stride = -(-len(levels) // _MOST_ROUNDS) if levels else 1
-    for start in range(0, len(levels), stride):
-        together = levels[start : start + stride]
-        group: list[_Task] = []
-        for task in tasks:
-            if task.level not in together:
-                continue
-            if group and sum(each.cost(samples) for each in group) + task.cost(samples) > MOST_BYTES:
-                yield group
-                group = []
-            group.append(task)
-        if group:
+    """Tasks whose sums and targets fit into memory together."""
+    group: list[_Task] = []
+    for task in tasks:
+        if group and sum(each.cost(samples) for each in group) + task.cost(samples) > MOST_BYTES:
             yield group
+            group = []
+        group.append(task)
+    if group:
+        yield group
 
 
 def _tasks(
     model: ir.Model, current: ir.Model, groups: ChannelGroups, removed: Mapping[str, Collection[int]]
-) -> list[_Task]:
+) -> dict[str, _Task]:
+    """By the weight's name; in ``current``'s shapes, which are the original's."""
     before, now = consumers(model), consumers(current)
-    gone = {name: columns for name, columns in removed_columns(groups, removed, before).items() if name in now}
-    levels = _levels(current, {now[name].layer.node for name in gone})
-    tasks = []
-    for name, columns in gone.items():
+    tasks = {}
+    for name, columns in removed_columns(groups, removed, before).items():
         consumer = now[name]
         kept = np.setdiff1d(np.arange(consumer.width, dtype=np.intp), columns)
         if not 0 < kept.size <= WIDEST:
@@ -115,21 +138,8 @@ def _tasks(
         if bias is not None:
             offset = np.asarray(tensors.array(bias), np.float64).reshape(1, -1)
             weights = np.concatenate([weights, offset])
-        tasks.append(_Task(before[name], consumer, kept, weights, bias, levels[consumer.layer.node]))
+        tasks[name] = _Task(before[name], consumer, kept, weights, bias)
     return tasks
-
-
-def _levels(model: ir.Model, marked: Collection[ir.Node]) -> dict[ir.Node, int]:
-    """For each marked node the most marked nodes on any way from the inputs to it."""
-    depth: dict[ir.Value, int] = {}
-    found = {}
-    for node in model.graph:
-        level = max((depth.get(value, 0) for value in node.inputs if value is not None), default=0)
-        if node in marked:
-            found[node] = level
-            level += 1
-        depth.update((output, level) for output in node.outputs)
-    return found
 
 
 def _observe(model: Model, current: Model, tasks: Sequence[_Task], evidence: Evidence) -> Iterator[tuple[Sums, Sums]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgeopt.errors import PassFailed
-from edgeopt.graph import edit, gelu, opset, shapes
+from edgeopt.graph import edit, gelu, opset, rearrange, shapes
 from edgeopt.protocols import Evidence, Settings
 from edgeopt.records import Signature, Target
 
@@ -53,6 +53,7 @@ class Tidy:
         _optimize(own)
         # branches that were not taken still hold on to the weights they read; a copy knows only what is reachable
         own = edit.copy(own)
+        rearrange.fold_rearranged(own)
         edit.prune(own)
         edit.sort_initializers(own)
         edit.restore_interface(own, model)

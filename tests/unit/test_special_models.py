@@ -16,7 +16,7 @@ from builders import FakeEvidence, Net
 from fused import noise_ratio, operators
 
 from edgeopt.catalogue import find_pass
-from edgeopt.graph import check, edit, gelu, load
+from edgeopt.graph import check, edit, gelu, load, rearrange
 from edgeopt.passes.quantize_dynamic import QuantizeDynamic
 from edgeopt.passes.quantize_weights import QuantizeWeights
 
@@ -185,3 +185,43 @@ def test_external_weights_share_one_mapping_however_often_the_model_is_copied(tm
     assert len(mappings) == 1
     for array, name in zip(arrays, large * 3, strict=True):
         np.testing.assert_array_equal(array, model.graph.initializers[name].const_value.numpy())  # type: ignore[union-attr]
+
+
+def cut_and_joined_lstm(*, read_elsewhere: bool = False) -> ir.Model:
+    """As PyTorch's exporter writes an LSTM: its gates in another order, put right by slices of the weights."""
+    net, hidden = Net(seed=30), 32
+    order = ((0, 1), (3, 4), (1, 3))
+
+    def reordered(weight: str) -> str:
+        parts = [
+            net.op("Slice", weight, net.ints(first * hidden), net.ints(last * hidden), net.ints(0))
+            for first, last in order
+        ]
+        return str(net.op("Unsqueeze", net.op("Concat", *parts, axis=0), net.ints(0)))
+
+    weights = [net.weight(4 * hidden, width, scale=0.1) for width in (16, hidden)]
+    _, last, _ = net.op("LSTM", "frames", *map(reordered, weights), outputs=3, hidden_size=hidden)
+    net.op("Squeeze", last, net.ints(0), output="state")
+    outputs: dict[str, builders.Shape] = {"state": ["N", hidden]}
+    if read_elsewhere:
+        for number, weight in enumerate(weights):
+            net.op("ReduceMax", weight, output=f"largest_{number}", keepdims=0)
+            outputs[f"largest_{number}"] = []
+    return net.build({"frames": ["T", "N", 16]}, outputs)
+
+
+def test_an_lstm_whose_weights_are_cut_and_joined_is_quantized_behind_clean_up(tmp_path: Path) -> None:
+    model = cut_and_joined_lstm()
+    clean = find_pass("tidy").apply(model, {}, FakeEvidence(model))
+    assert not {"Slice", "Concat"} & set(counts(clean))
+    assert len(builders.to_bytes(clean)) < len(builders.to_bytes(model))
+    quantized = quantize(clean)
+    assert operators(quantized, tmp_path)["DynamicQuantizeLSTM"] == 1
+    assert noise_ratio(model, quantized) < 0.01
+
+
+def test_weights_that_would_be_stored_twice_are_left_cut() -> None:
+    model = edit.copy(cut_and_joined_lstm())
+    assert rearrange.fold_rearranged(model) == 2
+    shared = edit.copy(cut_and_joined_lstm(read_elsewhere=True))
+    assert rearrange.fold_rearranged(shared) == 0

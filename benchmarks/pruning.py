@@ -1,6 +1,6 @@
 """What pruning costs and gains: criteria against each other, with and without the refit, on real models.
 
-    python benchmarks/pruning.py CORPUS [MODEL ...] [--ratios 0.1,0.2,0.3,0.5] [--criteria l1,l2,...] [--samples 128] [--eval 120] [--results FILE]
+    python benchmarks/pruning.py CORPUS [MODEL ...] [--ratios 0.1,0.2,0.3,0.5] [--criteria l1,l2,...] [--families inner] [--samples 128] [--eval 120] [--results FILE]
 
 Each row is one way to remove the same share of every family's units from the same clean model. Quality is that of the last output on eval samples: for class scores
 the Kullback-Leibler divergence, the drop that the original expects (docs/quality.md), top-1 agreement, and agreement where the original is surer than one half; for an
@@ -42,6 +42,7 @@ class Question:
     evidence: CalibrationEvidence
     criterion: str
     ratio: float
+    families: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ METHODS: dict[str, Callable[[Question], ir.Model]] = {"removed": plain, "refitte
 
 
 def _pruned(question: Question, **settings: Any) -> ir.Model:
-    wishes = {"criterion": question.criterion, "ratio": question.ratio, **settings}
+    wishes = {"criterion": question.criterion, "ratio": question.ratio, "families": question.families, **settings}
     return PruneChannels().apply(question.model.clean, wishes, question.evidence)
 
 
@@ -132,7 +133,7 @@ def rows(name: str, given: argparse.Namespace, known: set[tuple[Any, ...]]) -> I
                         continue
                     before = time.monotonic()
                     try:
-                        made = make(Question(model, evidence, criterion, ratio))
+                        made = make(Question(model, evidence, criterion, ratio, given.families))
                     except PassFailed as error:
                         print(f"| {method} | {criterion} | {ratio:g} | {error.message}")
                         continue
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--ratios", type=lambda text: tuple(map(float, text.split(","))), default=RATIOS)
     parser.add_argument("--criteria", type=lambda text: tuple(text.split(",")), default=CRITERIA)
+    parser.add_argument("--families", default="inner")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--eval", type=int, default=120)
     parser.add_argument("--results", type=Path)

@@ -23,6 +23,8 @@ Removed = dict[str, tuple[int, ...]]
 
 SCOPES = ("local", "global")
 DIRECTIONS = ("low", "high")
+INNER = "inner"
+"""Families setting: heads, neurons and hidden units, and channels that one layer alone makes. Streams that residual blocks add to are left out."""
 KINDS = ("channels", "heads", "neurons", "hidden")
 
 
@@ -46,7 +48,7 @@ class PruneScheme:
             ("criterion", self.criterion, CRITERIA),
             ("scope", self.scope, SCOPES),
             ("direction", self.direction, DIRECTIONS),
-            ("families", self.families, ("all", *KINDS)),
+            ("families", self.families, ("all", INNER, *KINDS)),
         ):
             if value not in known:
                 raise PassFailed(f"{name} is {value!r}", hint=f"Use one of {', '.join(known)}.")
@@ -74,13 +76,18 @@ _HINT = 'Give a JSON object such as {"conv1.weight": 8}.'
 def candidates(families: Sequence[Family], scheme: PruneScheme) -> list[Family]:
     """The families that may lose units under ``scheme``; :class:`~edgeopt.errors.PassFailed` where ``removed`` names an unknown one or too many."""
     counts = scheme.counts()
-    chosen = [family for family in families if scheme.families in ("all", family.kind)]
+    chosen = [family for family in families if scheme.families in ("all", family.kind) or _is_inner(family, scheme)]
     known = {family.name: family for family in chosen}
     for name, count in counts.items():
         if name not in known or count >= known[name].units:
             units = f"which has {known[name].units} units" if name in known else "which is no prunable family here"
             raise PassFailed(f"removed asks for {count} units of {name!r}, {units}", hint="Remove fewer, or none.")
     return [family for family in chosen if family.units > 1 and (not counts or counts.get(family.name))]
+
+
+def _is_inner(family: Family, scheme: PruneScheme) -> bool:
+    makers = sum(slot.role == "producer" for slot in family.slots)
+    return scheme.families == INNER and (family.kind != "channels" or makers == 1)
 
 
 def depths(families: Sequence[Family], scheme: PruneScheme) -> dict[str, int]:

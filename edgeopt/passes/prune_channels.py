@@ -13,7 +13,7 @@ Settings (all optional):
 - ``multiple``   what is left is a multiple of this; 0: 8, 4 or 1 by the family's size, 1 for heads
 - ``refit``      least squares for who read what goes; needs calibration samples
 - ``direction``  low: the least important go; high: the most important, to see what a criterion is worth
-- ``families``   all | channels | heads | neurons | hidden
+- ``families``   all | channels | heads | neurons | hidden | inner (all but channels that several layers add to)
 - ``seed``       of criterion random
 """
 

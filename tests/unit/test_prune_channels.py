@@ -9,7 +9,7 @@ from typing import Any
 import builders
 import onnx_ir as ir
 import pytest
-from builders import FakeEvidence
+from builders import FakeEvidence, Net
 from fused import noise_ratio
 
 from edgeopt.errors import PassFailed
@@ -49,6 +49,22 @@ def test_families_setting_prunes_heads_or_neurons_alone() -> None:
     assert (32, 24) in heads and (24, 32) in heads and (32, 64) in heads
     neurons = sides(pruned(model, ratio=0.25, families="neurons"), "MatMul")
     assert (32, 48) in neurons and (48, 32) in neurons and (32, 24) not in neurons
+
+
+def test_inner_families_leave_the_streams_of_residual_blocks_alone() -> None:
+    net = Net(seed=4)
+    stream = net.op("Conv", "image", net.weight(8, 3, 1, 1))
+    wide = net.op("Relu", net.op("Conv", stream, net.weight(16, 8, 1, 1)))
+    stream = net.op("Add", stream, net.op("Conv", wide, net.weight(8, 16, 1, 1)))
+    net.op("Conv", stream, net.weight(2, 8, 1, 1), output="out")
+    model = net.build({"image": ["N", 3, 6, 6]}, {"out": ["N", 2, 6, 6]})
+    assert sides(pruned(model, ratio=0.5, families="inner"), "Conv") == [
+        (8, 3, 1, 1),
+        (8, 8, 1, 1),
+        (8, 8, 1, 1),
+        (2, 8, 1, 1),
+    ]
+    assert sides(pruned(model, ratio=0.5), "Conv")[0] == (4, 3, 1, 1)
 
 
 def test_removed_counts_are_taken_as_they_are() -> None:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from edgeopt.training.operators.call import Call, whole
 
+_ENDLESS = (2**31 - 1, 2**63 - 1)
+
 
 def slices(
     call: Call, x: Tensor, starts: Tensor | None = None, ends: Tensor | None = None, *more: Tensor | None
@@ -16,16 +18,23 @@ def slices(
     axes = call.axes(more[0] if more else None) or list(range(len(begin)))
     strides = whole(more[1]) if len(more) > 1 and more[1] is not None else [1] * len(begin)
     for axis, first, last, stride in zip(axes, begin, until, strides, strict=True):
-        length = x.shape[axis]
-        # an end before the first entry means "through the first entry" when walking backwards
-        stop = None if stride < 0 and last < -length else last
-        places = range(length)[slice(first, stop, stride)]
+        places = _places(x.shape[axis], first, last, stride)
         if stride < 0:
             x = x.index_select(axis, torch.tensor(places, dtype=torch.int64))
-        elif len(places) < length:
-            whole_axes = [slice(None)] * (axis % x.dim())
-            x = x[(*whole_axes, slice(places.start, places.stop, stride) if len(places) else slice(0, 0))]
+        elif len(places) < x.shape[axis]:
+            before = [slice(None)] * (axis % x.dim())
+            x = x[(*before, slice(places.start, max(places.start, places.stop), stride))]
     return x
+
+
+def _places(length: int, first: int, last: int, stride: int) -> range:
+    """The entries of one axis that a slice takes; both bounds are brought into the axis first."""
+    endless = last in _ENDLESS
+    first, last = (bound + length if bound < 0 else bound for bound in (first, last))
+    if stride > 0:
+        return range(min(max(first, 0), length), min(max(last, 0), length), stride)
+    # walking backwards, the largest number means "as far as there is", too
+    return range(min(max(first, 0), length - 1), -1 if endless else min(max(last, -1), length - 1), stride)
 
 
 def gather(call: Call, x: Tensor, indices: Tensor) -> Tensor:

@@ -78,7 +78,8 @@ def _open(model: ir.Model, node: ir.Node, weight: NDArray[np.float32], names: Na
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         written.append(ir.node("Add", [packed, node.inputs[2]], name=names.fresh(f"{base}_bias")))
         packed = written[-1].outputs[0]
-    split = _split(model, packed, _sizes(node, weight.shape[1]), names.fresh(f"{base}_split"))
+    split = _split(model, packed, _sizes(node, weight.shape[1]), names=names)
+    split.name = names.fresh(f"{base}_split")
     places = {3: None, 4: _input(node, _MASK), 5: _input(node, _BIAS)}
     attention = ir.Node(
         _DOMAIN, "MultiHeadAttention", [*split.outputs, *places.values()],
@@ -95,12 +96,12 @@ def _open(model: ir.Model, node: ir.Node, weight: NDArray[np.float32], names: Na
     edit.remove(node)
 
 
-def _split(model: ir.Model, value: ir.Value, sizes: list[int], name: str) -> ir.Node:
+def _split(model: ir.Model, value: ir.Value, sizes: list[int], *, names: Names) -> ir.Node:
     axis = ir.AttrInt64("axis", -1)
     if model.graph.opset_imports.get("", 0) < _SPLIT_INPUT_OPSET:
-        return ir.Node("", "Split", [value], [axis, ir.AttrInt64s("split", sizes)], num_outputs=3, name=name)
-    constant = edit.add_initializer(model.graph, f"{name}_sizes", np.array(sizes, np.int64))
-    return ir.Node("", "Split", [value, constant], [axis], num_outputs=3, name=name)
+        return ir.Node("", "Split", [value], [axis, ir.AttrInt64s("split", sizes)], num_outputs=3)
+    constant = edit.add_initializer(model.graph, names.fresh("split_sizes"), np.array(sizes, np.int64))
+    return ir.Node("", "Split", [value, constant], [axis], num_outputs=3)
 
 
 def _sizes(node: ir.Node, width: int) -> list[int]:

@@ -153,3 +153,21 @@ def test_the_divergence_by_steps_is_that_of_every_bin(drawn: np.ndarray, data: s
         assert found == pytest.approx(divergence_bin_by_bin(counts, size, 8), abs=1e-9)
     else:
         assert found == np.inf
+
+
+@given(values, st.integers(-20, 20))
+def test_a_value_stays_in_its_bin_when_the_grid_grows_even_on_the_old_limit(sample: np.ndarray, exponent: int) -> None:
+    limit = np.float32(2.0**exponent)
+    sample = np.append(np.clip(sample, -limit, limit), limit)
+    grown, direct = Histogram(), Histogram()
+    grown.add(sample)
+    assert 2.0**grown.exponent > limit
+    grown.add(np.array([limit * 8]))
+    direct.add(np.append(sample, limit * 8))
+    assert (grown.counts == direct.counts).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_histogram_refuses_what_is_not_finite(value: float) -> None:
+    with pytest.raises(PassFailed, match="'map' is not finite"):
+        TensorStats().add_values(np.array([0.0, value, 1.0], np.float32), name="map")

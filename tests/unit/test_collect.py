@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import builders
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from builders import FakeEvidence, Net
@@ -118,3 +121,43 @@ def test_a_fingerprint_takes_strings_and_types_that_numpy_lacks() -> None:
     for tensor in (labels, halves):
         model.graph.register_initializer(ir.Value(name=str(tensor.name), const_value=tensor))
     assert fingerprint(model) != plain
+
+
+def test_a_tensor_is_read_before_the_next_but_one_layer_overwrites_the_cache(tmp_path: Path) -> None:
+    import onnxruntime
+
+    net, value = Net(seed=3), "image"
+    names: list[str] = []
+    for _ in range(6):
+        value = net.op("Conv", value, net.weight(16, 16, 3, 3), pads=[1, 1, 1, 1])
+        value = net.op("Relu", value, output=f"map_{len(names)}")
+        names.append(value)
+    model = net.build({"image": [1, 16, 24, 24]}, {value: [1, 16, 24, 24]})
+    observed, probes = instrument.with_statistics(model, dict.fromkeys(names, (1, 16, 24, 24)), dict.fromkeys(names, 1))
+    proto = onnx.load_from_string(builders.to_bytes(observed))
+    wanted = [name for probe in probes.values() for name in probe.names()]
+    del proto.graph.output[:]  # as the evidence does: only what is observed leaves the runtime
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session.run(wanted, {"image": np.ones((1, 16, 24, 24), np.float32)})
+    events = [event for event in json.loads(Path(session.end_profiling()).read_text()) if event.get("cat") == "Node"]
+    executed = [
+        event["name"].removesuffix("_kernel_time") for event in events if event["name"].endswith("_kernel_time")
+    ]
+    layers = [place for place, event in enumerate(events) if event["args"].get("op_name") == "Conv"]
+    assert len(executed) == len(events)
+    for number, name in enumerate(names[:-2]):
+        last_probe = max(executed.index(probe) for probe in probes[name].names())
+        assert layers[number] < last_probe < layers[number + 2]
+
+
+def test_the_step_of_thinning_meets_every_side_before_it_repeats() -> None:
+    for shape in ((1, 1152, 4, 4), (1, 128, 384), (1, 320, 7, 7), (1, 12, 128, 128)):
+        size, step = int(np.prod(shape)), instrument._step(shape)
+        assert instrument.VALUES_PER_SAMPLE <= size // step <= 2 * instrument.VALUES_PER_SAMPLE
+        last = np.arange(0, size, step) % shape[-1]
+        assert set(last) == set(range(shape[-1]))
+    assert instrument._step((2, 8)) == 1

@@ -41,6 +41,8 @@ def rewrite(node: ir.Node, change: Rewrite, left: list[int], names: Names) -> No
             node.attributes[change.what] = ir.AttrInt64(change.what, left[0])
         case "target":
             _set_number(node, Place(change.position, change.entry, change.length), left[0], names)
+        case "inferred":
+            _set_number(node, Place(change.position, change.entry, change.length), -1, names)
         case "slice":
             _set_number(node, Place(1, change.entry, change.length), left[0], names)
             _set_number(node, Place(2, change.entry, change.length), left[0] + left[1], names)

@@ -55,6 +55,7 @@ _STANDARD: dict[str, Link] = {
     "Slice": moving.slice_,
     "Pad": moving.pad,
     "Expand": moving.expand,
+    "ConstantOfShape": moving.constant_of_shape,
     "Tile": moving.tile,
     "Gather": moving.gather,
     "DepthToSpace": moving.depth_to_space,
@@ -103,6 +104,9 @@ _ZERO_STAYS_ZERO = frozenset(
 )
 """What may stand between a constant and the layer that reads it: zeroing the constant must zero what the layer sees."""
 
+_MAKES_ITS_OWN = ("Expand", "ConstantOfShape")
+"""Constants come in, but what comes out cannot be zeroed by zeroing them: it counts as an activation."""
+
 
 def walk(model: ir.Model, shapes: Shapes) -> Ledger:
     """Link all nodes of ``model``; ``shapes`` are those of its main graph's values."""
@@ -141,7 +145,7 @@ def _visit(op: Operation) -> None:
     for value, layout in zip(op.node.outputs, made, strict=False):
         op.ledger.layouts[value] = layout
     given = [value for value in op.node.inputs if value is not None]
-    if given and all(value in op.ledger.derived for value in given):
+    if given and op.node.op_type not in _MAKES_ITS_OWN and all(value in op.ledger.derived for value in given):
         op.ledger.derived.update(op.node.outputs)
 
 
@@ -176,7 +180,7 @@ def _link(op: Operation) -> Link | None:
 
 def _keeps_zero(op: Operation) -> bool:
     shifted = op.node.op_type == "DequantizeLinear" and op.has(2) and op.numbers(2) != [0] * len(op.numbers(2) or [1])
-    return op.node.op_type in _ZERO_STAYS_ZERO and not shifted
+    return op.node.op_type in (*_ZERO_STAYS_ZERO, *_MAKES_ITS_OWN) and not shifted
 
 
 def _bodies(attribute: ir.Attr) -> Sequence[ir.Graph]:

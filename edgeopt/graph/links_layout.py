@@ -130,23 +130,40 @@ def resize(op: Operation) -> Layouts:
 
 
 def expand(op: Operation) -> Layouts:
-    """Expand: an axis that is as long as before stays what it is."""
+    """Expand: an axis that is as long as before stays what it is; one that was of length one is the same at every index."""
     after, sizes = op.ledger.lengths(op.node.outputs[0]), op.sizes(1)
-    if after is None:
+    if after is None or sizes is None or len(sizes) > len(after):
         return None
-    shift, layout = len(after) - op.rank(0), {}
-    for axis, length in enumerate(op.lengths(0)):
-        if length is not None and length == after[axis + shift] and length > 1:
-            layout[axis + shift] = op.axis(0, axis)
-    made = op.made(layout) or ()
-    for entry, size in enumerate(sizes or ()):
-        axis = entry + len(made) - len(sizes or ())
+    skipped, shift = len(after) - len(sizes), len(after) - op.rank(0)
+    layout: list[Axis] = []
+    for axis, length in enumerate(after):
+        before = op.layout(0)[axis - shift] if axis >= shift else op.ledger.atoms.frozen(1, f"{op.label} adds it")
+        if before is not None and len(before) == length:
+            layout.append(op.axis(0, axis - shift) if axis >= shift else before)
+        else:
+            layout.append(_filled(op, length) if before is not None and len(before) == 1 else None)
+    for entry, size in enumerate(sizes):
         if size.number != 1:
-            follow_size(op, size, layout.get(axis), entry=entry)
+            follow_size(op, size, layout[entry + skipped], entry=entry)
+    return [tuple(layout)]
+
+
+def constant_of_shape(op: Operation) -> Layouts:
+    """ConstantOfShape: every axis is the same at every index."""
+    sizes = op.sizes(0)
     if sizes is None:
-        for ids in layout.values():
-            op.freeze(ids, "has a computed shape that is not understood")
-    return [made]
+        return None
+    layout = [_filled(op, size.number) for size in sizes]
+    for entry, (size, axis) in enumerate(zip(sizes, layout, strict=True)):
+        follow_size(op, size, axis, entry=entry, position=0)
+    return [tuple(layout)]
+
+
+def _filled(op: Operation, length: int | None) -> Axis:
+    """An axis along which nothing differs: any index may go as long as the number that says how many is known."""
+    if length is None:
+        return None
+    return op.ledger.atoms.fresh(length) if length > 1 else op.ledger.atoms.frozen(length, f"{op.label} makes it")
 
 
 def tile(op: Operation) -> Layouts:

@@ -20,7 +20,7 @@ Shapes: TypeAlias = Mapping[str, Sequence[int | None]]
 """A value's name to its lengths, None where they differ from sample to sample."""
 Role: TypeAlias = Literal["producer", "consumer", "follower"]
 Kind: TypeAlias = Literal["channels", "heads", "neurons", "hidden"]
-What: TypeAlias = Literal["target", "split", "slice", "group", "hidden_size", "num_heads", "qkv_hidden_sizes"]
+What: TypeAlias = Literal["target", "inferred", "split", "slice", "group", "hidden_size", "num_heads"]
 
 _WEIGHT: dict[Role | None, int] = {"follower": 1, "producer": 2, "consumer": 3}
 
@@ -206,7 +206,7 @@ class Operation:
             for part in known:
                 self.freeze(part, "has a name that is used in two graphs")
         if len(known) == len(parts):
-            length = len(self.sizes(position) or ()) if what == "target" else 0
+            length = len(self.sizes(position) or ()) if what in ("target", "inferred") else 0
             self.ledger.pending.append(Pending(self.node, what, position, entry, length, known))
 
     def made(self, axes: Mapping[int, Axis], *, output: int = 0, rank: int | None = None) -> Layout | None:

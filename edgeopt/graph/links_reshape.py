@@ -40,11 +40,22 @@ def reshape(op: Operation) -> Layouts:
         for axis in layout:
             op.freeze(axis, "has a computed shape that is not understood")
         return [layout]
-    copies = not op.integer("allowzero", 0)
+    copies, inferred = not op.integer("allowzero", 0), any(size.number == -1 for size in sizes)
     for entry, (size, axis) in enumerate(zip(sizes, layout, strict=True)):
         source = op.layout(0)[entry] if copies and size.number == 0 and entry < op.rank(0) else None
-        follow_size(op, Size(axis=source) if source is not None else size, axis, entry=entry)
+        known = Size(axis=source) if source is not None else size
+        if known.number is None and not _counts(known, axis) and not inferred and op.ledger.atoms.is_live(axis):
+            # a number that is computed with (the batch times the heads) is left to the runtime to work out
+            op.rewrite("inferred", axis, position=1, entry=entry)
+            inferred = True
+        else:
+            follow_size(op, known, axis, entry=entry)
     return [layout]
+
+
+def _counts(size: Size, axis: Axis) -> bool:
+    """True where the number is the length of this very axis, and shrinks with it."""
+    return axis is not None and size.axis is not None and np.array_equal(axis, size.axis)
 
 
 def follow_size(op: Operation, size: Size, axis: Axis, *, entry: int, position: int = 1) -> None:
@@ -54,8 +65,7 @@ def follow_size(op: Operation, size: Size, axis: Axis, *, entry: int, position: 
         if size.number > 0 and atoms.is_live(axis):
             op.rewrite("target", axis, position=position, entry=entry)
         return
-    same = axis is not None and size.axis is not None and np.array_equal(axis, size.axis)
-    if not same:
+    if not _counts(size, axis):
         op.freeze(axis, "computes the length of it")
         op.freeze(size.axis, "uses its length for something else")
 
@@ -125,7 +135,7 @@ def _across(op: Operation, segment: Segment, after: Sequence[int | None]) -> dic
         return {here[0]: _merged(op, before)}
     if not before or not here:
         return {}
-    return {here[-1]: _regrouped(op, before[-1], int(after[here[-1]] or 0))}
+    return _regrouped(op, before, {axis: int(after[axis] or 0) for axis in here})
 
 
 def _merged(op: Operation, axes: list[int]) -> Axis:
@@ -139,18 +149,39 @@ def _merged(op: Operation, axes: list[int]) -> Axis:
     return None if axis is None else np.tile(np.repeat(axis, inner), outer)
 
 
-def _regrouped(op: Operation, inner: int, length: int) -> Axis:
-    """The innermost axis, made longer by those around it (neighbouring frames side by side) or shorter."""
-    ids = op.axis(0, inner)
-    if ids is None:
+def _regrouped(op: Operation, axes: list[int], after: dict[int, int]) -> dict[int, Axis]:
+    """The innermost axis made longer by a part of its neighbour, or shorter, with a part that joins the neighbour.
+
+    Frames side by side are the one, the heads of a batch folded into its samples the other, and back.
+    """
+    outer, inner = list(after)[-2:]
+    last = op.axis(0, axes[-1])
+    if last is None:
+        return {}
+    if after[inner] % len(last) == 0:
+        return {inner: _joined(op, axes, after[inner] // len(last))}
+    times = len(last) // after[inner]
+    if len(last) % after[inner] or after[outer] % times:
+        op.freeze(last, "mixes it with its neighbours")
+        return {}
+    grid = last.reshape(times, -1)
+    if times > _FEW:
+        op.ledger.atoms.tie(grid)
+        return {outer: np.tile(grid[:, 0], after[outer] // times)}
+    op.ledger.atoms.tie(grid.T)
+    return {inner: grid[0]}
+
+
+def _joined(op: Operation, axes: list[int], times: int) -> Axis:
+    """The innermost axis behind ``times`` indices of its neighbour; where only the neighbour can be cut, that one's channels."""
+    atoms, last, beside = op.ledger.atoms, op.layout(0)[axes[-1]], op.layout(0)[axes[-2]]
+    if last is None:
         return None
-    if length % len(ids) == 0:
-        return np.tile(ids, length // len(ids))
-    if len(ids) % length:
-        op.freeze(ids, "mixes it with its neighbours")
-        return op.ledger.atoms.frozen(length, f"{op.label} mixes it with its neighbours")
-    op.ledger.atoms.tie(ids.reshape(-1, length).T)
-    return ids[:length]
+    if atoms.is_live(last) or beside is None or not atoms.is_live(beside) or len(beside) % times:
+        return np.tile(last, times)
+    parts = np.asarray(op.axis(0, axes[-2])).reshape(-1, times)
+    atoms.tie(parts.T)
+    return np.repeat(parts[0], len(last))
 
 
 def _split(op: Operation, axis: int, parts: dict[int, int]) -> dict[int, Axis]:

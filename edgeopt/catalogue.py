@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import cast
 
 from edgeopt.errors import UsageError
-from edgeopt.protocols import Pass, Runtime
+from edgeopt.protocols import EngineBuilder, Pass, Runtime
 
 PASSES: dict[str, tuple[str, str]] = {
     "tidy": ("edgeopt.passes.tidy", "Tidy"),
@@ -40,6 +40,11 @@ def find_pass(name: str) -> Pass:
 def find_runtime(name: str) -> Runtime:
     """The runtime called ``name``; :class:`UsageError` lists the known ones."""
     return cast("Runtime", _make(name, RUNTIMES, "runtime"))
+
+
+def find_engines(target: str) -> EngineBuilder | None:
+    """What builds the engines that ``target`` serves; None where it serves ONNX files."""
+    return cast("EngineBuilder", find_runtime(target)) if target in RUNTIMES else None
 
 
 def _make(name: str, known: dict[str, tuple[str, str]], what: str) -> object:

@@ -19,9 +19,9 @@ from edgeopt.calibrate.collect import fingerprint
 from edgeopt.errors import UnsupportedTarget
 from edgeopt.graph import endings
 from edgeopt.layout import JobFolder
-from edgeopt.protocols import Pass, Runtime, Samples
+from edgeopt.protocols import EngineBuilder, Pass, Runtime, Samples
 from edgeopt.records import Artifact, Event, JobOrder, Recipe, Target, Trial, Verdict
-from edgeopt.stages import attempt, baseline, ingest, planner, reference, report, select, teachers
+from edgeopt.stages import ahead, attempt, baseline, ingest, planner, reference, report, select, teachers
 from edgeopt.stages import data as assignment
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.cache import CandidateCache
@@ -45,6 +45,8 @@ class Job:
     data: Data
     target: Target
     runtime: Runtime
+    engines: EngineBuilder | None
+    """Builds what the target serves, where that is no ONNX file."""
     passes: dict[str, Pass]
     folder: JobFolder
 
@@ -63,6 +65,8 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
             job = _with_inputs_that_run(job, original)
             bench = _workbench(job, artifact, original, emit)
         search = Search(bench, CandidateCache(cache_folder, _facts(job)), job.order.policy.search)
+            if job.engines is not None:
+                bench = ahead.aimed(bench, job.engines, (job.data.calibration, job.data.eval))
         trials = search.fixed(recipes) if job.order.only_recipe else search.run(recipes)
         with staged("select", emit):
             verdict = select.choose(
@@ -88,6 +92,7 @@ def _take_in(order: JobOrder, folder: JobFolder) -> Job:
         data=assignment.assign(given.calibration, given.eval, made_up, ordered=bool(given.signature.states)),
         target=device.detect(policy.target),
         runtime=catalogue.find_runtime("onnxruntime"),
+        engines=catalogue.find_engines(policy.target.name),
         passes={name: catalogue.find_pass(name) for name in catalogue.PASSES},
         folder=folder,
     )
@@ -102,8 +107,8 @@ def _made_up(order: JobOrder, given: Ingested, guess: sample_sets.Guess) -> Samp
 
 def _plan(job: Job) -> tuple[tuple[Recipe, ...], tuple[Trial, ...]]:
     """What to try and what not; :class:`UnsupportedTarget` where no runtime here serves the target."""
-    if reason := job.runtime.refuse(job.given.signature, job.target):
-        raise UnsupportedTarget(reason, hint="Set target.name to auto.")
+    if reason := (job.engines or job.runtime).refuse(job.given.signature, job.target):
+        raise UnsupportedTarget(reason, hint="Set target.name to auto, or follow `edgeopt doctor`.")
     if (only := job.order.only_recipe) is not None:
         for step in only.steps:
             catalogue.find_pass(step.technique)  # an unknown one is the caller's mistake

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from edgeopt.records import Artifact, DataOrigin, Recipe, Scalar, Signature, Target
+from edgeopt.records import Artifact, DataOrigin, Recipe, Scalar, Signature, Target, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,3 +135,13 @@ class Runtime(Protocol):
         self, model: Path, samples: Iterable[Feeds], names: Sequence[str], *, threads: int
     ) -> Iterator[dict[str, Array]]:
         """Run ``model`` over ``samples`` and yield its outputs called ``names``, one sample at a time."""
+
+
+class EngineBuilder(Runtime, Protocol):
+    """A runtime that serves what it has built for certain shapes of its inputs."""
+
+    def taking(self, inputs: Sequence[TensorSpec], seen: Iterable[Mapping[str, tuple[int, ...]]]) -> Runtime:
+        """The same for models whose open ``inputs`` take the shapes ``seen``; input name to shape, one mapping a sample.
+
+        Raises :class:`~edgeopt.errors.CompileFailed` where no sample tells the length of an open dimension.
+        """

@@ -346,7 +346,7 @@ class Measurement:
     original_latency: Latency | None = None
     """The original's in the same turns: the machine's speed drifts, and only these two belong together."""
     measured: bool = True
-    """False where the artifact's device is not here: then latencies are 0, and ``speedup`` is the ratio of the bytes that one inference moves."""
+    """False where the artifact's device is not here: then latencies say nothing of it, and ``speedup`` is the ratio of the bytes that one inference moves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import util
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 NEEDS = {
     "gpu": (lambda: Path("/proc/driver/nvidia/gpus").is_dir(), "needs an NVIDIA GPU"),
+    "trt_rtx": (
+        lambda: util.find_spec("tensorrt_rtx_bindings") is not None,
+        "needs TensorRT for RTX: pip install 'edgeopt[tensorrt-rtx]'",
+    ),
     "corpus": (lambda: "EDGEOPT_CORPUS" in os.environ, "needs the real models, their folder in EDGEOPT_CORPUS"),
     "systemd": (
         lambda: "EDGEOPT_SYSTEMD_ROOT" in os.environ,

@@ -19,6 +19,9 @@ from edgeopt import device
 from edgeopt.config import sections, units
 from edgeopt.config.schema import Config
 from edgeopt.device import Host
+from edgeopt.records import TargetRequest
+from edgeopt.runtimes.trt import flavours
+from edgeopt.runtimes.trt.flavours import Flavour
 
 State: TypeAlias = Literal["ok", "note", "broken"]
 
@@ -29,12 +32,6 @@ _INSTALLABLE = (
     ("onnx-ir", True, "edits models", "pip install onnx-ir"),
     ("onnxscript", True, "cleans models up", "pip install onnxscript"),
     ("torch", False, "optional: distillation and .pt2 files, in later versions", "pip install 'edgeopt[train]'"),
-    (
-        "tensorrt",
-        False,
-        "optional: engines for an NVIDIA GPU, in later versions",
-        "pip install tensorrt, on a device with an NVIDIA GPU",
-    ),
 )
 _FEW_WATCHES, _FEW_INSTANCES = 8192, 128
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs"})
@@ -114,10 +111,58 @@ def check_runtimes(version_of: Callable[[str], str | None] = installed) -> list[
     return findings
 
 
+def check_targets(
+    host: Host, *, installed_flavour: Callable[[Flavour], str | None] = flavours.installed_version
+) -> list[Finding]:
+    """For each target: whether artifacts for it can be made here and run here, why not, and how to get there."""
+    here = device.detect(TargetRequest(), host=host).name
+    findings = [_onnx_target(name, here) for name in ("cpu", "arm")]
+    return [*findings, *(_engine_target(each, installed_flavour(each), host) for each in flavours.FLAVOURS.values())]
+
+
+def _onnx_target(name: str, here: str) -> Finding:
+    if name == here:
+        return Finding(topic="targets", name=name, value="builds and runs here")
+    meaning = f"this device is {here}: what is made for {name} is not what its own kernels were measured with"
+    return Finding(topic="targets", name=name, value="does not run here", meaning=meaning)
+
+
+def _engine_target(flavour: Flavour, version: str | None, host: Host) -> Finding:
+    gpu = device.gpu_present(host=host)
+    if version is None:
+        return Finding(
+            topic="targets",
+            name=flavour.name,
+            value="neither builds nor runs here",
+            meaning="not installed" if gpu or not flavour.needs_gpu else "not installed, and there is no NVIDIA GPU",
+            fix=flavour.install,
+        )
+    if gpu:
+        meaning = "running engines was never tested by the authors of this version"
+        return Finding(topic="targets", name=flavour.name, value=f"{version}, builds and may run here", meaning=meaning)
+    if flavour.needs_gpu:
+        meaning = "it builds on the GPU that will run the engine, and there is none or its driver is not loaded"
+        fix = "run edgeopt on that device, or use the target tensorrt-rtx"
+        return Finding(
+            topic="targets", name=flavour.name, value="cannot build here", state="note", meaning=meaning, fix=fix
+        )
+    meaning = "builds ahead of time for target.compute_capability, published as unverified; running needs an NVIDIA GPU"
+    return Finding(
+        topic="targets", name=flavour.name, value=f"{version}, builds but does not run here", meaning=meaning
+    )
+
+
 def check_gpu(host: Host) -> list[Finding]:
     """An NVIDIA GPU with a loaded driver."""
     if device.gpu_present(host=host):
-        return [Finding(topic="gpu", name="nvidia", value="present", meaning="this version measures on the CPU only")]
+        return [
+            Finding(
+                topic="gpu",
+                name="nvidia",
+                value="present",
+                meaning="candidates are measured on the CPU; engines are built, not timed",
+            )
+        ]
     return [Finding(topic="gpu", name="nvidia", value="none, or its driver is not loaded")]
 
 

@@ -72,6 +72,7 @@ def _findings(config_file: Path | None) -> list[Finding]:
         *checkup.check_instructions(THIS_HOST),
         *checkup.check_runtimes(),
         *checkup.check_gpu(THIS_HOST),
+        *checkup.check_targets(THIS_HOST),
         *checkup.check_inotify(THIS_HOST),
         *about_config,
         *checkup.check_folders(config, THIS_HOST, configured=chosen is not None),

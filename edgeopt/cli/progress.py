@@ -68,10 +68,10 @@ class Tracker:
             # the last step is what tells candidates apart; the whole label would push the bar off the line
             self.best = name.rpartition(" + ")[2].partition("(")[0]
             self.best_speedup = float(ratio["value"])
-        return (
-            f"candidate {name}: {ratio['value']:.2f} times as fast [{ratio['low']:.2f}, {ratio['high']:.2f}], "
-            f"{quality['metric']} drop {quality['drop']:.4f}"
-        )
+        gained = f"{ratio['value']:.2f} times as fast [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        if not measurement.get("measured", True):
+            gained = f"built, not timed; one inference moves {ratio['value']:.2f} times fewer bytes"
+        return f"candidate {name}: {gained}, {quality['metric']} drop {quality['drop']:.4f}"
 
     def left_s(self, now_s: float) -> float | None:
         """Seconds left by the ratio so far; None while that would be a guess."""

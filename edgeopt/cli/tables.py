@@ -28,7 +28,7 @@ def candidate_rows(manifest: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (
             label([]),
             _milliseconds(baseline.get("latency_ms")),
-            "1.00",
+            "1.00" if baseline.get("latency_ms") else "not timed",
             size(baseline.get("bytes")),
             quality(baseline.get("quality")),
             "winner" if winner == label([]) else "the original",
@@ -61,7 +61,7 @@ def _candidate_row(candidate: Mapping[str, Any], baseline: Mapping[str, Any], *,
     outcome = "winner" if winner else f"refused: {refused}" if refused else "not chosen"
     return (
         _milliseconds(result.get("latency_ms")),
-        speedup(result.get("speedup")),
+        speedup(result.get("speedup")) if not result.get("latency") else "not timed",
         size(own_bytes),
         quality(result.get("quality")),
         outcome,

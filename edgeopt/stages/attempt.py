@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from edgeopt.protocols import Feeds, Model
 
 StartRunner = Callable[[Artifact], Runner]
+Examine = Callable[[Artifact, "Workbench"], tuple[Artifact, Measurement]]
+"""What becomes of a candidate that opens: the artifact to serve, and how good it is."""
 _HOPELESS = 4.0
 """A bound this many times beyond max_drop: the latency is only noted, not measured to the last digit."""
 _LONGEST_LOOK_S, _SHORTEST_LOOK_S = 6.0, 1.0
@@ -63,6 +65,7 @@ class Workbench:
     look_s: float
     """How long one candidate is timed at most; see :func:`look_s`."""
     start: StartRunner = Runner
+    examine: Examine = field(default=lambda artifact, bench: (artifact, _measure(artifact, bench)))
     made: dict[tuple[Step, ...], Model] = field(default_factory=dict)
     """Models by the steps that made them: candidates share what they have in common."""
 
@@ -81,7 +84,7 @@ def attempt(recipe: Recipe, bench: Workbench) -> Trial:
         with staged("compile", bench.emit):
             artifact = compile_recipe(model, recipe, bench)
         with staged("measure", bench.emit):
-            measurement = _measure(artifact, bench)
+            artifact, measurement = bench.examine(artifact, bench)
         return Trial(recipe=recipe, artifact=artifact, measurement=measurement, seconds=time.monotonic() - started)
     except CandidateError as error:
         refused = f"{error.code}: {error.message}"
@@ -98,6 +101,8 @@ def confirm(trial: Trial, bench: Workbench) -> Trial:
     assert trial.artifact is not None  # noqa: S101  # only measured trials are confirmed
     assert trial.measurement is not None  # noqa: S101
     artifact, first = trial.artifact, trial.measurement
+    if not first.measured:
+        return trial  # its device is not here; there is nothing to repeat
     effort = Effort(seed=bench.seed + 1, longest_s=bench.look_s * _SECOND_LOOK, bar=_bar(bench, first.quality))
     try:
         found = pairs.compare(bench.baseline.artifact or artifact, artifact, bench.timed, effort, start=bench.start)

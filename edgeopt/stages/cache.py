@@ -17,7 +17,6 @@ from typing import Any
 
 from edgeopt import wire
 from edgeopt.integrity import model_files, sha256_of
-from edgeopt.layout import ARTIFACT_FILE
 from edgeopt.records import Recipe, Trial
 
 _TRIAL_FILE = "trial.json"
@@ -39,7 +38,7 @@ class CandidateCache:
             return None
         if trial.artifact is None:
             return trial
-        model = entry / ARTIFACT_FILE
+        model = entry / Path(trial.artifact.path).name
         if not model.exists() or sha256_of(model) != trial.artifact.sha256:
             return None
         return replace(trial, artifact=replace(trial.artifact, path=str(model)))

@@ -49,6 +49,9 @@ def _wishes(signature: Signature, target: Target, policy: Policy, *, folds: bool
     clean: tuple[Step, ...] = (Step.of("tidy"), Step.of("fold_batch_norm")) if folds else (Step.of("tidy"),)
     fused = (*clean, Step.of("fuse_transformer"))
     yield Recipe(steps=clean)
+    if target.name.startswith("tensorrt"):
+        yield from (Recipe(steps=(*clean, *steps)) for steps in _engine_steps(signature, policy.goal.objective))
+        return
     yield Recipe(steps=fused)
     packed = [Recipe(steps=(*clean, step)) for step in _weight_steps(signature, policy.goal.objective)]
     if policy.goal.objective == "size":
@@ -65,6 +68,19 @@ def _wishes(signature: Signature, target: Target, policy: Policy, *, folds: bool
         yield Recipe(steps=(*clean, step))
         if step.technique == "quantize_dynamic":
             yield Recipe(steps=(*fused, step))
+
+
+def _engine_steps(signature: Signature, objective: str) -> Iterator[tuple[Step, ...]]:
+    """What TensorRT takes: float16, symmetric int8 with float depthwise convolutions, packed weights where bytes count."""
+    yield (Step.of("cast_fp16", mode="full"),)
+    static = partial(Step.of, "quantize_static", activation="int8", symmetric=True, depthwise=False, per_channel=True)
+    for method, corrects in _CONVOLUTION_RANGES if signature.count("Conv", "ConvTranspose") else _MATRIX_RANGES:
+        yield (static(method=method, bias_correction=corrects),)
+    if signature.count("Softmax", "Attention") and signature.count("MatMul", "Gemm") >= _FEWEST_PRODUCTS:
+        yield (Step.of("migrate_outliers"), static(method="min_max", bias_correction=True))
+    if objective != "latency":
+        yield (Step.of("quantize_weights", form="portable", bits=8),)
+        yield (Step.of("quantize_weights", form="portable", bits=4, block=32, compensation="gptq"),)
 
 
 def _weight_steps(signature: Signature, objective: str) -> Iterator[Step]:

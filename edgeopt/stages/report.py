@@ -16,12 +16,13 @@ from typing import Any
 
 from edgeopt import __version__, wire
 from edgeopt.integrity import model_files
-from edgeopt.layout import ARTIFACT_FILE, MANIFEST_FILE, REPORT_FILE
+from edgeopt.layout import ARTIFACT_FILE, ENGINE_FILE, MANIFEST_FILE, REPORT_FILE
 from edgeopt.records import Artifact, JobOrder, Latency, Measurement, Quality, Recipe, Step, Target, Trial, Verdict
 from edgeopt.stages import report_page
 from edgeopt.stages.data import Data
 
-_LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "tensorrt", "tensorrt_rtx")
+_LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "tensorrt")
+_RTX = ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +40,15 @@ def write(findings: Findings, out: Path) -> None:
     artifact = findings.verdict.winner.artifact
     assert artifact is not None  # noqa: S101  # the winner and the baseline always have one
     for file in model_files(Path(artifact.path)):
-        shutil.copyfile(file, out / file.name.replace(Path(artifact.path).name, ARTIFACT_FILE))
+        shutil.copyfile(file, out / _published_name(file, artifact))
     document = manifest(findings)
     (out / MANIFEST_FILE).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (out / REPORT_FILE).write_text(report_page.render(document), encoding="utf-8")
+
+
+def _published_name(file: Path, artifact: Artifact) -> str:
+    """An engine and the model beside it keep their names; the original may have any."""
+    return file.name if artifact.engine is not None else file.name.replace(Path(artifact.path).name, ARTIFACT_FILE)
 
 
 def manifest(findings: Findings) -> dict[str, Any]:
@@ -65,10 +71,12 @@ def manifest(findings: Findings) -> dict[str, Any]:
             "arch": target.arch,
             "features": list(target.features),
             "threads": target.threads,
+            **({"compute_capability": list(target.compute_capability)} if target.compute_capability else {}),
         },
         "goal": wire.encode(order.policy.goal),
         "recipe": _recipe(winner.recipe),
         "verdict": verdict.reason,
+        **_standing(winner),
         "result": _result(winner.measurement),
         "baseline": _baseline(baseline.measurement, beside=winner.measurement),
         "candidates": [_candidate(trial) for trial in verdict.trials],
@@ -85,9 +93,22 @@ def recipe_from(steps: list[dict[str, Any]]) -> Recipe:
     return Recipe(steps=tuple(Step.of(**step) for step in steps))
 
 
-def _artifact(artifact: Artifact) -> dict[str, Any]:
+def _standing(winner: Trial) -> dict[str, Any]:
+    """What stands between an engine that was built ahead of time and its service; nothing for what was measured."""
+    if winner.measurement is None or winner.measurement.measured:
+        return {}
     return {
-        "file": ARTIFACT_FILE,
+        "status": "unverified",
+        "verification": {
+            "latency": {"measured": False, "reason": "the device that the engine is for is not here"},
+            "quality": {"measured": True, "on": "the same model.onnx in onnxruntime, not the engine"},
+        },
+    }
+
+
+def _artifact(artifact: Artifact) -> dict[str, Any]:
+    document = {
+        "file": ENGINE_FILE if artifact.engine is not None else ARTIFACT_FILE,
         "format": artifact.format,
         "sha256": artifact.sha256,
         "bytes": artifact.bytes,
@@ -95,6 +116,7 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
         "runtime_version": artifact.runtime_version,
         "session": dict(artifact.session),
     }
+    return document | ({"engine": wire.encode(artifact.engine)} if artifact.engine is not None else {})
 
 
 def _recipe(recipe: Recipe) -> list[dict[str, Any]]:
@@ -104,6 +126,8 @@ def _recipe(recipe: Recipe) -> list[dict[str, Any]]:
 def _result(measurement: Measurement | None) -> dict[str, Any]:
     if measurement is None:
         return {}
+    if not measurement.measured:
+        return _built(measurement)
     speedup = measurement.speedup
     return {
         "speedup": {"value": _rounded(speedup.value), "ci95": [_rounded(speedup.low), _rounded(speedup.high)]},
@@ -115,10 +139,24 @@ def _result(measurement: Measurement | None) -> dict[str, Any]:
     }
 
 
+def _built(measurement: Measurement) -> dict[str, Any]:
+    """Of an artifact that did not run on its device: no latency, and memory as its builder states it."""
+    return {
+        "latency": {"measured": False},
+        "traffic_ratio": _rounded(measurement.speedup.value),
+        "bytes": measurement.bytes,
+        "bytes_ratio": _rounded(measurement.bytes_ratio),
+        "peak_memory_bytes": measurement.peak_memory_bytes,
+        "quality": _quality(measurement.quality),
+    }
+
+
 def _baseline(measurement: Measurement | None, *, beside: Measurement | None) -> dict[str, Any]:
     """The original's row; its latency is the one taken in turns with the winner's, where there was such a race."""
     if measurement is None:
         return {}
+    if not measurement.measured:
+        return _built(measurement)
     raced = beside.original_latency if beside is not None else None
     return {
         "latency_ms": _latency(raced or measurement.latency),
@@ -168,6 +206,11 @@ def versions() -> dict[str, str]:
     for library in _LIBRARIES:
         try:
             found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    for library in _RTX:
+        try:
+            found.setdefault("tensorrt_rtx", version(library))
         except PackageNotFoundError:
             continue
     return found

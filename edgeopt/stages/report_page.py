@@ -79,6 +79,8 @@ def render(manifest: Json) -> str:
 def headline(manifest: Json) -> str:
     """What was gained, in one line."""
     name, objective = manifest.get("name", "The model"), _objective(manifest)
+    if manifest.get("status") == "unverified":
+        return f"{name} is built for {_capabilities(manifest)} and waits for such a device"
     gain = report_chart.gain(manifest.get("result", {}), manifest.get("baseline", {}), objective)
     if gain is None or not manifest.get("recipe"):
         return f"{name} is published as it came"
@@ -92,9 +94,17 @@ def headline(manifest: Json) -> str:
     return f"{name} {words[objective].format(gain[0])}"
 
 
+def _capabilities(manifest: Json) -> str:
+    """``compute capability 8.6, 8.9``."""
+    listed = ", ".join(f"{value:g}" for value in _dig(manifest, "target", "compute_capability") or ())
+    return f"compute capability {listed}" if listed else "a GPU"
+
+
 def gain_sentence(manifest: Json) -> str:
     """The numbers behind the headline."""
     result, baseline = manifest.get("result", {}), manifest.get("baseline", {})
+    if manifest.get("status") == "unverified":
+        return "No latency is known: the engine has not run, and its quality is that of the same model in ONNX Runtime."
     before, after = _dig(baseline, "latency_ms", "p50"), _dig(result, "latency_ms", "p50")
     if before is None or after is None:
         return ""

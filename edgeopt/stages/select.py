@@ -60,13 +60,13 @@ def shortcoming(measurement: Measurement, goal: Goal) -> str | None:
     speedup = measurement.speedup
     if goal.objective == "latency":
         if speedup.low <= goal.min_speedup:
-            return f"speedup {_shown(measurement)} does not lie above min_speedup {goal.min_speedup:g}"
+            return f"{_gained(measurement)} does not lie above min_speedup {goal.min_speedup:g}"
         return None
     ratio, what = gain(measurement, goal), {"size": "size", "memory": "peak memory"}[goal.objective]
     if ratio <= goal.min_speedup:
         return f"{what} shrinks by {ratio:.3g} times, not above min_speedup {goal.min_speedup:g}"
     if speedup.low < _SLOWEST_FOR_BYTES:
-        return f"speedup {_shown(measurement)}: too slow to be worth a smaller {what}"
+        return f"{_gained(measurement)}: too slow to be worth a smaller {what}"
     return None
 
 
@@ -110,7 +110,7 @@ def _praise(winner: Trial, goal: Goal) -> str:
     measurement = winner.measurement
     assert measurement is not None  # noqa: S101  # the winner was measured
     gained = {
-        "latency": f"{_shown(measurement)} times faster",
+        "latency": f"{_shown(measurement)} times faster" if measurement.measured else _fewer_bytes(measurement),
         "size": f"{measurement.bytes_ratio:.2f} times smaller",
         "memory": f"{measurement.memory_ratio:.2f} times less memory",
     }[goal.objective]
@@ -119,6 +119,16 @@ def _praise(winner: Trial, goal: Goal) -> str:
         f"{winner.recipe.label}: {gained} than the original; {quality.metric} drops by {quality.drop:.4g}, "
         f"at most {quality.ci95[1]:.4g} (95 %), within max_drop {goal.max_drop:g}."
     )
+
+
+def _gained(measurement: Measurement) -> str:
+    if measurement.measured:
+        return f"speedup {_shown(measurement)}"
+    return f"the ratio of bytes moved by one inference, {measurement.speedup.value:.2f}, stands in for the speedup and"
+
+
+def _fewer_bytes(measurement: Measurement) -> str:
+    return f"{measurement.speedup.value:.2f} times fewer bytes moved by one inference, not timed,"
 
 
 def _shown(measurement: Measurement) -> str:

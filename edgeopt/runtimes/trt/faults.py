@@ -103,7 +103,7 @@ def _plain(text: str) -> str:
     line = _CODE.sub("", _PLACE.sub("", _SPEAKER.sub("", line)))
     if match := _ASSERTION.search(line):
         line = match.group(1)
-    line = _CHECK.sub("", line)
+    line = _CHECK.sub("", line).rstrip(" .")
     return _short(line + ")" * (line.count("(") - line.count(")")))
 
 

@@ -53,3 +53,8 @@ def version_of(flavour: Flavour) -> str | None:
         except metadata.PackageNotFoundError:
             continue
     return None
+
+
+def installed_version(flavour: Flavour) -> str | None:
+    """The release that can be imported here; None where the library or its metadata is missing."""
+    return version_of(flavour) if module_of(flavour) is not None else None

@@ -145,9 +145,9 @@ def _rename_dimensions(proto: onnx.ModelProto, profiles: Sequence[Sequence[Range
     changed = False
     for value in proto.graph.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.dim_param:
+            length = lengths.get(value.name, {}).get(axis)
+            if not dim.dim_param or length is None:
                 continue
-            length = lengths.get(value.name, {}).get(axis, f"{value.name}:{axis}")
             if seen.setdefault(dim.dim_param, length) != length:
                 dim.dim_param = _fresh(f"{dim.dim_param}_{axis}", taken)
                 changed = True

@@ -19,12 +19,13 @@ from edgeopt import device, wire
 from edgeopt.errors import CompileFailed, MeasureFailed
 from edgeopt.integrity import model_files, sha256_of
 from edgeopt.layout import ENGINE_FILE
-from edgeopt.records import Artifact, EngineFacts, Recipe, Scalar, Signature, Target
+from edgeopt.records import Artifact, EngineFacts, Recipe, Scalar, Signature, Target, TensorSpec
 from edgeopt.runtimes.trt import build, coverage, preflight
 from edgeopt.runtimes.trt import flavours as known
 from edgeopt.runtimes.trt.flavours import Flavour
 from edgeopt.runtimes.trt.key import engine_key
 from edgeopt.runtimes.trt.order import Answer, Order, Range
+from edgeopt.runtimes.trt.profiles import Shapes, profile
 
 if TYPE_CHECKING:
     from edgeopt.protocols import Array, Feeds, Session
@@ -71,10 +72,15 @@ class TensorRt:
             return f"{self.name} builds for compute capabilities {_listed(CAPABILITIES)}, not {_listed(unknown)}"
         return None
 
-    def taking(self, profile: Sequence[Range], *, on_progress: build.OnProgress = lambda _progress: None) -> TensorRt:
-        """The same runtime for models whose open inputs take the shapes of ``profile``."""
-        profiles = [profile] if profile else []
-        return TensorRt(self._flavour, profiles=profiles, limit_s=self._limit_s, on_progress=on_progress)
+    def taking(self, inputs: Sequence[TensorSpec], seen: Iterable[Shapes]) -> TensorRt:
+        """The same runtime for models whose open ``inputs`` take the shapes ``seen``."""
+        ranges = profile(inputs, seen)
+        return TensorRt(
+            self._flavour,
+            profiles=[ranges] if ranges else [],
+            limit_s=self._limit_s,
+            on_progress=self._on_progress,
+        )
 
     def load(self) -> None:
         """Import the library."""

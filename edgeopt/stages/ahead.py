@@ -1,0 +1,91 @@
+"""Engines for a GPU that is not here: really built, judged through the same ONNX file in ONNX Runtime, and not timed.
+
+Stands in the place of ``measure`` where the target is TensorRT. In comes a candidate that ONNX Runtime opens, out goes its engine with a
+:class:`~edgeopt.records.Measurement` whose ``measured`` is False. What decides instead of latency is the bytes that one inference moves, summed over the engine's
+own layer table: it orders candidates where memory is the limit, and it is no promise; the version is published as unverified until a device has timed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from edgeopt.errors import CompileFailed, UnsupportedModel
+from edgeopt.graph import save
+from edgeopt.layout import ARTIFACT_FILE
+from edgeopt.protocols import EngineBuilder, Runtime, Samples
+from edgeopt.records import Artifact, Interval, Latency, Measurement, Quality, Recipe, Trial
+from edgeopt.stages import quality
+from edgeopt.stages.attempt import Workbench
+
+_NOT_TIMED = Latency(p50_ms=0.0, p90_ms=0.0, p99_ms=0.0)
+_SHAPES_LOOKED_AT = 256
+
+
+def aimed(bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples]) -> Workbench:
+    """The bench whose candidates become engines; its baseline is the original's own engine.
+
+    Raises :class:`~edgeopt.errors.UnsupportedModel` where TensorRT does not take the original.
+    """
+    seen = [shapes for samples in sets for shapes in _shapes(samples)]
+    try:
+        engines = builder.taking(bench.signature.inputs, seen)
+        file = bench.folder / "candidates" / Recipe().id / ARTIFACT_FILE
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save.save(bench.model, file)
+        engine = engines.compile(file, Recipe(), bench.target)
+    except CompileFailed as error:
+        raise UnsupportedModel(error.message, hint=error.hint) from error
+    judged = bench.baseline.measurement
+    assert judged is not None  # noqa: S101  # the original was judged before
+    # the searches ask the baseline what one inference costs, and theirs run in ONNX Runtime
+    measurement = replace(_unmeasured(engine, judged.quality, engine), latency=judged.latency)
+    baseline = Trial(recipe=Recipe(), artifact=engine, measurement=measurement)
+    return replace(bench, baseline=baseline, examine=partial(examine, engines=engines))
+
+
+def examine(artifact: Artifact, bench: Workbench, *, engines: Runtime) -> tuple[Artifact, Measurement]:
+    """The engine of ``artifact``'s ONNX file, and how right that file is in ONNX Runtime."""
+    with bench.start(artifact) as candidate:
+        verdict = quality.judge(bench.reference, candidate.run, bench.goal, seed=bench.seed)
+    engine = engines.compile(Path(artifact.path), Recipe(), bench.target)
+    original = bench.baseline.artifact
+    return engine, _unmeasured(engine, verdict, original or engine)
+
+
+def _unmeasured(engine: Artifact, verdict: Quality, original: Artifact) -> Measurement:
+    gain = _ratio(_traffic_bytes(original), _traffic_bytes(engine))
+    return Measurement(
+        latency=_NOT_TIMED,
+        speedup=Interval(value=gain, low=gain, high=gain),
+        bytes=engine.bytes,
+        bytes_ratio=_ratio(original.bytes, engine.bytes),
+        peak_memory_bytes=_memory_bytes(engine),
+        memory_ratio=_ratio(_memory_bytes(original), _memory_bytes(engine)),
+        quality=verdict,
+        measured=False,
+    )
+
+
+def _traffic_bytes(engine: Artifact) -> int:
+    """What one inference reads and writes; weights and activations once where the builder's table was not readable."""
+    facts = engine.engine
+    return (facts.traffic_bytes if facts is not None else None) or _memory_bytes(engine)
+
+
+def _memory_bytes(engine: Artifact) -> int:
+    facts = engine.engine
+    known = ((facts.weights_bytes or 0) + (facts.activation_bytes or 0)) if facts is not None else 0
+    return known or engine.bytes
+
+
+def _ratio(original: int, own: int) -> float:
+    return original / max(1, own)
+
+
+def _shapes(samples: Samples) -> list[dict[str, tuple[int, ...]]]:
+    step = max(1, len(samples) // _SHAPES_LOOKED_AT)
+    feeds = (samples.feeds(index) for index in range(0, len(samples), step))
+    return [{name: tuple(array.shape) for name, array in each.items()} for each in feeds]

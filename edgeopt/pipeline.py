@@ -64,9 +64,9 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
             artifact, original = _open_original(job, runners)
             job = _with_inputs_that_run(job, original)
             bench = _workbench(job, artifact, original, emit)
-        search = Search(bench, CandidateCache(cache_folder, _facts(job)), job.order.policy.search)
             if job.engines is not None:
                 bench = ahead.aimed(bench, job.engines, (job.data.calibration, job.data.eval))
+        search = Search(bench, CandidateCache(cache_folder, _facts(job)), job.order.policy.search)
         trials = search.fixed(recipes) if job.order.only_recipe else search.run(recipes)
         with staged("select", emit):
             verdict = select.choose(

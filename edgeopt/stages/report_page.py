@@ -29,6 +29,7 @@ NOT_MEASURED = "-"
 _MIB = 1 << 20
 _WHOLE = 100.0
 _NEGLIGIBLE = 1e-5
+_SMALLER = 1.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +179,9 @@ def facts(manifest: Json) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Source", "source"), ("Artifact", "artifact"), ("Target", "target"), ("Goal", "goal"),
         ("Data", "data"), ("Environment", "environment"),
     )  # fmt: skip
-    return [(title, flatten(manifest.get(key) or {})) for title, key in sections if manifest.get(key)]
+    made = [(key, str(manifest[key])) for key in ("edgeopt", "created") if manifest.get(key)]
+    told = [(title, flatten(manifest.get(key) or {})) for title, key in sections if manifest.get(key)]
+    return [("Made by", made), *told] if made else told
 
 
 def flatten(value: Json, prefix: str = "") -> list[tuple[str, str]]:
@@ -249,12 +252,20 @@ def _candidate(number: int, candidate: Json, *, won: bool) -> Candidate:
         latency=_milliseconds(_dig(result, "latency_ms", "p50")),
         speedup=f"{speedup['value']:.2f}" if interval else NOT_MEASURED,
         speedup_range=f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "",
-        size=f"{result['bytes_ratio']:.2f}x smaller" if result.get("bytes_ratio") else NOT_MEASURED,
+        size=_size(result.get("bytes_ratio"), interval),
         drop=percent(quality.get("drop")),
         drop_bound=f"at most {percent(bounds[1])}" if bounds else "",
         outcome=str(refused) if refused else outcomes[state],
         state=state,
     )
+
+
+def _size(bytes_ratio: float | None, speedup: Sequence[float] | None) -> str:
+    """How much smaller; a candidate that is smaller and not proven faster says that this is all."""
+    if not bytes_ratio:
+        return NOT_MEASURED
+    only_bytes = bytes_ratio > _SMALLER and speedup is not None and speedup[0] <= 1.0
+    return f"{bytes_ratio:.2f}x smaller{'; saves bytes, no speed' if only_bytes else ''}"
 
 
 def _change(label: str, values: tuple[float | None, float | None], show: Any) -> Change:

@@ -232,3 +232,20 @@ def test_one_measured_candidate_is_no_picture() -> None:
 )
 def test_percentages_show_the_digits_that_count(ratio: float | None, text: str) -> None:
     assert report_page.percent(ratio) == text
+
+
+@pytest.mark.parametrize(
+    ("speedup", "bytes_ratio", "said"),
+    [(1.01, 5.0, "5.00x smaller; saves bytes, no speed"), (1.4, 5.0, "5.00x smaller"), (0.99, 1.01, "1.01x smaller")],
+)
+def test_a_candidate_that_only_saves_bytes_says_so(speedup: float, bytes_ratio: float, said: str) -> None:
+    result = measured(speedup) | {"bytes_ratio": bytes_ratio}
+    (row,) = report_page.candidates(manifest(candidates=[{"recipe": STATIC, "result": result}]))
+    assert row.size == said
+
+
+def test_the_page_says_which_edgeopt_made_it_and_when_as_far_as_known() -> None:
+    page = Elements(report_page.render(manifest())).text
+    assert "0.1.0" in page
+    assert "2026-11-24T03:10:22Z" in page
+    assert ("Made by", [("edgeopt", "0.1.0")]) in report_page.facts(manifest(created=""))

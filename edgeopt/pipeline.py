@@ -20,7 +20,7 @@ from edgeopt.errors import UnsupportedTarget
 from edgeopt.graph import endings
 from edgeopt.layout import JobFolder
 from edgeopt.protocols import EngineBuilder, Pass, Runtime, Samples
-from edgeopt.records import Artifact, Event, JobOrder, Recipe, Target, Trial, Verdict
+from edgeopt.records import Artifact, Event, JobOrder, Recipe, Step, Target, Trial, Verdict
 from edgeopt.stages import ahead, attempt, baseline, ingest, planner, reference, report, select, teachers
 from edgeopt.stages import data as assignment
 from edgeopt.stages.attempt import Workbench
@@ -116,7 +116,13 @@ def _plan(job: Job) -> tuple[tuple[Recipe, ...], tuple[Trial, ...]]:
     plan = planner.plan(
         job.given.signature, job.target, job.order.policy, passes=job.passes, has_samples=not job.data.synthetic
     )
-    return plan.recipes, plan.left_out
+    if job.given.teacher is None:
+        return plan.recipes, plan.left_out
+    reason = job.passes["distill"].refuse(job.given.signature, job.target)
+    if reason := "there are no samples to learn from" if job.data.synthetic else reason:
+        untaught = Trial(recipe=Recipe(steps=(Step.of("distill"),)), refused=reason)
+        return plan.recipes, (*plan.left_out, untaught)
+    return teachers.taught(plan.recipes, job.order.policy), plan.left_out
 
 
 def _open_original(job: Job, runners: ExitStack) -> tuple[Artifact, Runner]:

@@ -1,7 +1,8 @@
 """A model that the user dropped to learn from: the answers of the pair's teacher are what is right, the student is what is timed.
 
-Stands beside ``reference`` and ``baseline``, and has a say only where the job file names a ``teacher``. The student as dropped stays the original in every other way:
-speed, size and memory are held against it. Judged by its teacher it is some way off, so a candidate may be that far off too, and ``goal.max_drop`` further.
+Stands beside ``planner``, ``reference`` and ``baseline``, and has a say only where the job file names a ``teacher``. The student as dropped stays the original in every
+other way: speed, size and memory are held against it. Judged by its teacher it is some way off; a candidate wins by being surely no further off, and by
+not being slower. So a taught student wins at the student's own speed, and one that is quantized as well wins by its speed.
 """
 
 from __future__ import annotations
@@ -11,10 +12,16 @@ from pathlib import Path
 
 from edgeopt.errors import BadData, CompileFailed
 from edgeopt.protocols import Runtime, Samples
-from edgeopt.records import Goal, Quality, Recipe, Signature, Target
+from edgeopt.records import Goal, Policy, Quality, Recipe, Signature, Step, Target
 from edgeopt.stages import reference
 from edgeopt.stages.reference import Reference
 from edgeopt.stages.runners import Runner
+
+_AS_FAST = 0.95
+"""The speedup that counts as no slower: the interval of equal models reaches a few percent below 1."""
+_TRAINING_SHARE = 0.5
+"""Of the budget; the other half is for what is made of the taught student."""
+_CLEANING = frozenset({"tidy", "fold_batch_norm"})
 
 
 def answers(
@@ -40,5 +47,21 @@ def answers(
 
 
 def lenient(goal: Goal, student: Quality) -> Goal:
-    """The goal with the student's own distance from its teacher allowed: what the original does not reach, no candidate must."""
-    return replace(goal, max_drop=goal.max_drop + max(0.0, student.drop))
+    """The goal of a taught job: no further from the teacher than the student as dropped (or than ``max_drop``), and no slower."""
+    return replace(goal, max_drop=max(goal.max_drop, student.drop), min_speedup=min(goal.min_speedup, _AS_FAST))
+
+
+def taught(recipes: tuple[Recipe, ...], policy: Policy) -> tuple[Recipe, ...]:
+    """The planned recipes with the student taught first: behind the clean-up, before anything that takes precision away.
+
+    The plain clean-up stays in front, as what is published where nothing wins. Training may use half of the budget; the recipes share it.
+    """
+    if policy.techniques.distill == "off":
+        return recipes
+    step = Step.of("distill", seconds=policy.search.budget_s * _TRAINING_SHARE)
+    made = [recipes[0]] if recipes else []
+    for recipe in recipes:
+        split = next((index for index, each in enumerate(recipe.steps) if each.technique not in _CLEANING), None)
+        steps = recipe.steps[:split]
+        made.append(Recipe(steps=(*steps, step, *(recipe.steps[len(steps) :]))))
+    return tuple(dict.fromkeys(made))[: policy.search.trials]

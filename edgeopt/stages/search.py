@@ -11,12 +11,17 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from edgeopt import records, wire
+from edgeopt.errors import CandidateError, CompileFailed, MeasureFailed, PassFailed
 from edgeopt.records import Event, Recipe, Trial
 from edgeopt.stages import attempt, contest, mixed
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.cache import CandidateCache
 from edgeopt.stages.events import staged
 from edgeopt.stages.rehearsal import Rehearsal
+
+_ERRORS = (CandidateError, PassFailed, CompileFailed, MeasureFailed)
+_FAILURES = ("unexpected: ", *(f"{error.code}: " for error in _ERRORS))
+"""How the reason of a trial begins that ended with an error; see :func:`~edgeopt.stages.attempt.attempt`."""
 
 
 class Search:
@@ -102,5 +107,11 @@ class Search:
         self._bench.emit(Event(kind="progress", fields=fields))
 
     def _tell(self, trial: Trial) -> None:
-        outcome = "refused" if trial.measurement is None else "measured"
-        self._bench.emit(Event(kind="candidate", fields={"outcome": outcome, "trial": wire.encode(trial)}))
+        self._bench.emit(Event(kind="candidate", fields={"outcome": _outcome(trial), "trial": wire.encode(trial)}))
+
+
+def _outcome(trial: Trial) -> str:
+    """A candidate that an error ended has failed; one that a rule or a rival ended is refused."""
+    if trial.measurement is not None:
+        return "measured"
+    return "failed" if (trial.refused or "").startswith(_FAILURES) else "refused"

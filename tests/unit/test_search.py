@@ -61,3 +61,11 @@ def test_what_the_budget_cut_off_is_tried_in_the_next_run(tmp_path) -> None:
     search.run(RECIPES)
     assert failing.applied == len(RECIPES) - 1
     assert [event.fields["result"] for event in events if event.kind == "cache"] == ["hit", "miss", "miss", "miss"]
+
+
+def test_an_error_is_told_as_failed_and_a_lost_rehearsal_as_refused(tmp_path) -> None:
+    search, _, events = _search(tmp_path)
+    search.run(RECIPES[:1])
+    search._lost(RECIPES[1], "another setting of the same kernels was less wrong")
+    told = [event.fields["outcome"] for event in events if event.kind == "candidate"]
+    assert told == ["failed", "refused"]

@@ -139,7 +139,7 @@ def _verdicts(value: ir.Value, tensor: ir.TensorProtocol, seen: set[ir.Value]) -
         if name in _MOVING and index == 0:
             for output in node.outputs:
                 yield from _verdicts(output, tensor, seen)
-        elif name == "Concat" and _all_constant(node):
+        elif name == "Concat" and all(_is_moved_constant(other) for other in node.inputs):
             yield from _verdicts(node.outputs[0], tensor, seen)
         elif name in _MEASURING:
             yield None
@@ -168,8 +168,18 @@ def _is_operand(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> bool:
     return bool(data.max() < _MASK) and not (whole and data.max() > 1)  # whole numbers are a grid or strides
 
 
-def _all_constant(node: ir.Node) -> bool:
-    return all(value is None or tensors.constant(value) is not None for value in node.inputs)
+def _is_moved_constant(value: ir.Value | None) -> bool:
+    """Whether ``value`` is a constant, or the parts of constants put together: exporters reorder gates in the graph."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if value is None or tensors.constant(value) is not None:
+            continue
+        node = value.producer()
+        if node is None or kind(node) not in _MOVING | {"Concat"}:
+            return False
+        waiting += node.inputs if node.op_type == "Concat" else node.inputs[:1]
+    return True
 
 
 # ---------------------------------------------------------------- writing

@@ -280,6 +280,17 @@ def test_weight_behind_reshape_and_transpose_is_found_and_gets_its_gradient() ->
     assert weight.grad is not None and weight.grad.tolist() == [1.0] * 12
 
 
+def test_weight_whose_gates_the_graph_reorders_is_found() -> None:
+    net = builders.Net()
+    stacked, recurrence = net.weight(16, 3), net.weight(1, 16, 4)
+    gates = [net.op("Slice", stacked, net.ints(start), net.ints(start + 4), net.ints(0)) for start in (0, 12, 4, 8)]
+    weight = net.op("Unsqueeze", net.op("Concat", *gates, axis=0), net.ints(0))
+    net.op("Identity", net.op("LSTM", "frames", weight, recurrence, outputs=3, hidden_size=4)[0], output="out")
+    model = net.build({"frames": [5, 2, 3]}, {"out": [5, 1, 2, 4]})
+    assert set(Replay(model).weights) == {stacked, recurrence}
+    assert_replays(model)
+
+
 def test_constant_that_is_also_read_as_something_else_is_no_weight() -> None:
     net = builders.Net()
     shared = net.weight(4)

@@ -153,6 +153,8 @@ def pad(call: Call, x: Tensor, pads: Tensor | None = None, value: Tensor | None 
     ends = {axis: (flat[index], flat[index + half]) for index, axis in enumerate(chosen)}
     mode = call.text("mode", "constant")
     if mode == "constant":
+        if not any(flat):
+            return x  # what TorchScript exports of a model that would pad where it must
         filler = call.number("value", 0.0) if value is None else value.item()
         pairs = [ends.get(axis, (0, 0)) for axis in range(x.dim())]
         return functional.pad(x, [end for pair in reversed(pairs) for end in pair], value=filler)

@@ -130,7 +130,11 @@ class Replay(nn.Module):
                 left.append(step)
                 continue
             frame = _Frame(values={value: fixed[value] for value in step.reads})
-            self._execute(step, frame)
+            try:
+                self._execute(step, frame)
+            except PassFailed:  # it may stand in a branch that is never taken
+                left.append(step)
+                continue
             fixed.update((value, frame.values[value]) for value in step.outputs if value in frame.values)
         program.steps = left
 

@@ -212,6 +212,23 @@ def test_unknown_operators_are_named_before_anything_is_computed() -> None:
         Replay(model)
 
 
+def test_broken_branch_does_no_harm_until_it_is_taken() -> None:
+    net, good, bad = builders.Net(), builders.Net(prefix="good_"), builders.Net(prefix="bad_")
+    good.op("Identity", "rows", output="good_out")
+    bad.op("Reshape", bad.const(np.ones(3, np.float32)), bad.ints(2, 2), output="bad_out")
+    spec = (TensorProto.FLOAT, [2, 2])
+    bodies = {
+        "then_branch": good.graph("g", {}, {"good_out": spec}),
+        "else_branch": bad.graph("b", {}, {"bad_out": spec}),
+    }
+    net.op("If", "flag", output="out", **bodies)
+    replay = Replay(net.build({"rows": [2, 2], "flag": []}, {"out": [2, 2]}, flag=TensorProto.BOOL))
+    rows = torch.ones(2, 2)
+    assert torch.equal(replay({"rows": rows, "flag": torch.tensor(True)})["out"], rows)
+    with pytest.raises(PassFailed, match=r"Reshape node 'bad_"):
+        replay({"rows": rows, "flag": torch.tensor(False)})
+
+
 def test_missing_input_is_named() -> None:
     with pytest.raises(PassFailed, match="'rows' is missing"):
         Replay(builders.mlp())({})

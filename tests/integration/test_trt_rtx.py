@@ -1,0 +1,355 @@
+"""Real engines from the real builder of TensorRT for RTX, which needs no GPU; with the extra ``tensorrt-rtx`` only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import builders
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgeopt.errors import CompileFailed
+from edgeopt.integrity import sha256_of
+from edgeopt.passes import CastFp16, FoldBatchNorm, QuantizeStatic, QuantizeWeights, Tidy
+from edgeopt.records import Artifact, EngineFacts, Recipe, TensorSpec
+from edgeopt.runtimes.trt import build, header
+from edgeopt.runtimes.trt.flavours import RTX, module_of
+from edgeopt.runtimes.trt.order import Order, Progress, Range
+from edgeopt.runtimes.trt.runtime import TensorRt, rtx
+
+pytestmark = pytest.mark.trt_rtx
+PORTABLE = {"activation": "int8", "symmetric": True, "depthwise": False, "bias_correction": True}
+NETS = {
+    "conv_net": {"image": (1, 3, 16, 16)},
+    "depthwise_residual": {"image": (1, 4, 8, 8)},
+    "wide": {"image": (1, 16, 16, 16)},
+}
+
+
+def wide() -> ir.Model:
+    """Convolutions large enough that their weights show in an engine's memory."""
+    net = builders.Net(seed=9)
+    value = "image"
+    for _ in range(3):
+        value = net.op(
+            "Relu",
+            net.op(
+                "Conv",
+                value,
+                net.weight(256, 16 if value == "image" else 256, 3, 3, scale=0.02),
+                net.weight(256),
+                pads=[1, 1, 1, 1],
+            ),
+        )
+    net.op(
+        "Gemm",
+        net.op("Flatten", net.op("GlobalAveragePool", value)),
+        net.weight(5, 256),
+        net.weight(5),
+        output="logits",
+        transB=1,
+    )
+    return net.build({"image": ["N", 16, 16, 16]}, {"logits": ["N", 5]})
+
+
+def model_of(name: str) -> ir.Model:
+    model = wide() if name == "wide" else getattr(builders, name)()
+    evidence = builders.FakeEvidence(model, samples=0)
+    return FoldBatchNorm().apply(Tidy().apply(model, {}, evidence), {}, evidence)
+
+
+def apply(technique: Any, model: ir.Model, **settings: Any) -> ir.Model:
+    target = dataclasses.replace(builders.TARGET, name="tensorrt-rtx")
+    made = technique.apply(model, settings, builders.FakeEvidence(model, target=target))
+    assert isinstance(made, ir.Model)
+    return made
+
+
+def runtime_for(name: str) -> TensorRt:
+    inputs = [TensorSpec(name=each, dtype="float32", shape=("N",) * len(shape)) for each, shape in NETS[name].items()]
+    return rtx().taking(inputs, [NETS[name]])
+
+
+def compiled(model: ir.Model, name: str, folder: Path, *capabilities: float) -> Artifact:
+    file = folder / "model.onnx"
+    ir.save(model, file)
+    target = dataclasses.replace(builders.TARGET, name="tensorrt-rtx", compute_capability=capabilities or (8.6,))
+    return runtime_for(name).compile(file, Recipe(), target)
+
+
+def facts(artifact: Artifact) -> EngineFacts:
+    assert artifact.engine is not None
+    return artifact.engine
+
+
+@pytest.mark.parametrize("name", ["conv_net", "depthwise_residual"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        None,
+        (QuantizeStatic(), PORTABLE),
+        (CastFp16(), {"mode": "full"}),
+    ],
+    ids=["fp32", "int8", "fp16"],
+)
+def test_portable_forms_become_engines_for_three_generations_at_once(tmp_path: Path, name: str, step: Any) -> None:
+    model = model_of(name)
+    made = model if step is None else apply(step[0], model, **step[1])
+    artifact = compiled(made, name, tmp_path, 8.6, 8.9, 12.0)
+    engine = Path(artifact.path)
+    told = header.read(engine)
+    assert told is not None
+    assert told.gpus == ("SM86", "SM89", "SM120") == facts(artifact).gpus
+    assert told.version == artifact.runtime_version
+    assert artifact.sha256 == sha256_of(engine)
+    assert artifact.bytes == engine.stat().st_size
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.engine", "model.onnx"]
+
+
+def test_int8_really_runs_in_int8_and_its_weights_are_small(tmp_path: Path) -> None:
+    model = model_of("wide")
+    before = facts(compiled(model, "wide", tmp_path))
+    after = facts(compiled(apply(QuantizeStatic(), model, **PORTABLE), "wide", tmp_path))
+    assert before.int8_products == 0
+    assert after.products is not None
+    assert after.products >= 3
+    assert after.int8_products == after.products
+    assert before.weights_bytes is not None
+    assert after.weights_bytes is not None
+    assert after.weights_bytes < 0.4 * before.weights_bytes
+
+
+def test_depthwise_layers_left_float_cost_fewer_bytes_than_padded_int8_ones(tmp_path: Path) -> None:
+    model = model_of("depthwise_residual")
+    ours = facts(compiled(apply(QuantizeStatic(), model, **PORTABLE), "depthwise_residual", tmp_path))
+    padded = facts(
+        compiled(apply(QuantizeStatic(), model, **{**PORTABLE, "depthwise": True}), "depthwise_residual", tmp_path)
+    )
+    assert ours.weights_bytes is not None
+    assert padded.weights_bytes is not None
+    assert ours.weights_bytes < padded.weights_bytes
+
+
+@pytest.mark.parametrize(("bits", "block"), [(8, 0), (4, 0), (4, 32)])
+def test_portable_weights_stay_packed_in_the_engine(tmp_path: Path, bits: int, block: int) -> None:
+    model = model_of("wide")
+    packed = apply(QuantizeWeights(), model, form="portable", bits=bits, block=block)
+    plain, small = facts(compiled(model, "wide", tmp_path)), facts(compiled(packed, "wide", tmp_path))
+    assert plain.weights_bytes is not None
+    assert small.weights_bytes is not None
+    assert small.weights_bytes < (0.3 if bits == 8 else 0.2) * plain.weights_bytes
+
+
+def test_turing_undoes_int8_and_the_coverage_says_so(tmp_path: Path) -> None:
+    net = builders.Net(seed=3)
+    first = net.op("Relu", net.op("Conv", "image", net.weight(32, 16, 3, 3), net.weight(32), pads=[1, 1, 1, 1]))
+    net.op("Relu", net.op("Conv", first, net.weight(32, 32, 3, 3), net.weight(32)), output="features")
+    model = net.build({"image": ["N", 16, 16, 16]}, {"features": ["N", 32, 14, 14]})
+    made = apply(QuantizeStatic(), model, **PORTABLE)
+    turing, ampere = (facts(compiled(made, "wide", tmp_path, capability)) for capability in (7.5, 8.6))
+    assert turing.int8_products == 0
+    assert ampere.int8_products
+
+
+def test_same_model_gives_the_same_engine_and_key(tmp_path: Path) -> None:
+    model = apply(QuantizeStatic(), model_of("conv_net"), **PORTABLE)
+    artifacts = [compiled(model, "conv_net", tmp_path) for _ in range(2)]
+    assert artifacts[0].sha256 == artifacts[1].sha256
+    assert facts(artifacts[0]).key == facts(artifacts[1]).key
+
+
+def refused(model: ir.Model, folder: Path, *, name: str = "conv_net", capability: float = 8.6) -> CompileFailed:
+    with pytest.raises(CompileFailed) as failure:
+        compiled(model, name, folder, capability)
+    assert "\n" not in failure.value.message
+    assert failure.value.hint.endswith(".")
+    assert not (folder / "model.engine").exists()
+    return failure.value
+
+
+def test_operator_without_a_kernel_is_named(tmp_path: Path) -> None:
+    net = builders.Net(seed=1)
+    net.op("Unique", "image", output="y")
+    model = net.build({"image": [1, 3, 16, 16]}, {"y": ["K"]})
+    assert "Unique at node 'Unique_1' is not supported" in refused(model, tmp_path).message
+
+
+def test_asymmetric_uint8_is_refused_before_the_build(tmp_path: Path) -> None:
+    model = apply(QuantizeStatic(), model_of("conv_net"))
+    assert "zero point" in refused(model, tmp_path).message or "int32" in refused(model, tmp_path).message
+
+
+def order_for(model: ir.Model, folder: Path, **changes: Any) -> Order:
+    file = folder / "model.onnx"
+    ir.save(model, file)
+    shape = Range(input="image", least=(1, 16, 16, 16), typical=(1, 16, 16, 16), most=(4, 16, 16, 16))
+    module = module_of(RTX)
+    assert module is not None
+    order = Order(
+        module=module, model=str(file), engine=str(folder / "model.engine"), gpus=("SM86",), profiles=((shape,),)
+    )
+    return dataclasses.replace(order, **changes)
+
+
+def test_two_profiles_fit_into_one_engine(tmp_path: Path) -> None:
+    order = order_for(model_of("wide"), tmp_path)
+    larger = Range(input="image", least=(8, 16, 16, 16), typical=(8, 16, 16, 16), most=(16, 16, 16, 16))
+    assert build.build(dataclasses.replace(order, profiles=(*order.profiles, (larger,)))).stage == "built"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        (((4, 16, 16, 16), (1, 16, 16, 16), (4, 16, 16, 16)), "profile"),
+        (((1, 16), (1, 16), (1, 16)), "profile"),
+        (((1, 15, 16, 16), (1, 15, 16, 16), (1, 15, 16, 16)), "build"),
+    ],
+    ids=["least above typical", "wrong rank", "wrong static side"],
+)
+def test_profile_that_does_not_fit_is_one_sentence(tmp_path: Path, shapes: Any, said: str) -> None:
+    least, typical, most = shapes
+    wrong = Range(input="image", least=least, typical=typical, most=most)
+    with pytest.raises(CompileFailed, match=said):
+        build.build(order_for(model_of("wide"), tmp_path, profiles=((wrong,),)))
+
+
+def test_too_little_workspace_is_told_as_such(tmp_path: Path) -> None:
+    try:
+        build.build(order_for(model_of("wide"), tmp_path, workspace_bytes=1))
+    except CompileFailed as error:
+        assert "emory" in error.message or "workspace" in error.message
+
+
+def test_progress_of_each_phase_only_grows(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    build.build(order_for(model_of("wide"), tmp_path), on_progress=seen.append)
+    assert seen
+    last: dict[str, int] = {}
+    for each in seen:
+        assert last.get(each.phase, 0) <= each.done
+        last[each.phase] = each.done
+
+
+def test_cancelled_build_leaves_no_engine(tmp_path: Path) -> None:
+    order = order_for(model_of("wide"), tmp_path)
+    with pytest.raises(CompileFailed, match="cancelled"):
+        build.build(order, should_stop=lambda: True)
+    assert not Path(order.engine).exists()
+
+
+def test_build_over_its_time_limit_is_ended(tmp_path: Path) -> None:
+    order = order_for(model_of("wide"), tmp_path)
+    with pytest.raises(CompileFailed, match=r"longer than 0\.01 s"):
+        build.build(order, limit_s=0.01)
+    assert not Path(order.engine).exists()
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia/gpus").is_dir(), reason="there is a GPU")
+def test_engine_without_a_gpu_is_a_clean_refusal(tmp_path: Path) -> None:
+    artifact = compiled(model_of("conv_net"), "conv_net", tmp_path)
+    with pytest.raises(CompileFailed, match="NVIDIA GPU"), rtx().open(artifact):
+        pass
+
+
+def test_shared_dimension_name_of_unequal_sides_builds(tmp_path: Path) -> None:
+    net = builders.Net(seed=2)
+    net.op("Relu", net.op("Conv", "x", net.weight(4, 3, 3, 3), pads=[1, 1, 1, 1]), output="y")
+    model = net.build({"x": [1, 3, "?", "?"]}, {"y": [1, 4, "a", "b"]})
+    file = tmp_path / "model.onnx"
+    ir.save(model, file)
+    spec = TensorSpec(name="x", dtype="float32", shape=(1, 3, "?", "?"))
+    target = dataclasses.replace(builders.TARGET, name="tensorrt-rtx", compute_capability=(8.6,))
+    assert rtx().taking([spec], [{"x": (1, 3, 48, 192)}]).compile(file, Recipe(), target).bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "ppocr_v4_det", "magika_v3_3"])
+@pytest.mark.corpus
+def test_real_model_in_portable_int8_is_smaller_and_multiplies_in_int8(tmp_path: Path, name: str) -> None:
+    folder = Path(os.environ["EDGEOPT_CORPUS"]) / name
+    model = ir.load(folder / "model.onnx")
+    evidence = builders.FakeEvidence(model, samples=0)
+    clean = FoldBatchNorm().apply(Tidy().apply(model, {}, evidence), {}, evidence)
+    with np.load(folder / "calib.npz") as arrays:
+        stacked = json.loads((folder / "meta.json").read_text())["npz_layout"] == "stacked"
+        feeds = {
+            key: np.asarray(arrays[key][0] if stacked else arrays[key][:1]) for key in arrays.files if key != "labels"
+        }
+    names = [str(value.name) for value in clean.graph.inputs]
+    feeds = {key: feeds[key] for key in names}
+
+    class OneSample(builders.FakeEvidence):
+        def samples(self) -> Any:
+            return iter([feeds])
+
+    int8 = QuantizeStatic().apply(clean, {**PORTABLE, "bias_correction": False}, OneSample(clean, samples=1))
+    inputs = [
+        TensorSpec(name=str(value.name), dtype="float32", shape=("N",) * len(feeds[str(value.name)].shape))
+        for value in clean.graph.inputs
+    ]
+    builder = rtx().taking(inputs, [{key: value.shape for key, value in feeds.items()}])
+    target = dataclasses.replace(builders.TARGET, name="tensorrt-rtx", compute_capability=(8.6,))
+    found = []
+    for number, made in enumerate((clean, int8)):
+        file = tmp_path / f"{number}.onnx"
+        ir.save(made, file)
+        found.append(facts(builder.compile(file, Recipe(), target)))
+    before, after = found
+    assert before.weights_bytes is not None
+    assert after.weights_bytes is not None
+    assert after.weights_bytes < 0.4 * before.weights_bytes
+    assert after.int8_products
+    assert after.int8_products >= 2
+
+
+@pytest.mark.slow
+def test_optimize_publishes_an_unverified_engine_beside_its_model(tmp_path: Path) -> None:
+    import edgeopt
+
+    shipped = Path(edgeopt.__file__).parent / "demo"
+    job = tmp_path / "job.yaml"
+    job.write_text("target: {name: tensorrt-rtx, compute_capability: [8.6, 8.9]}\n")
+    recipe = [{"technique": "tidy"}, {"technique": "quantize_static", **PORTABLE}]
+    words = [
+        "optimize",
+        str(shipped / "digits.onnx"),
+        "--calibration",
+        str(shipped / "digits.calibration.npz"),
+        "--job",
+        str(job),
+    ]
+    words += [
+        "--eval",
+        str(shipped / "digits.eval.npz"),
+        "--recipe",
+        json.dumps(recipe),
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+    ]
+    ran = subprocess.run(
+        [sys.executable, "-m", "edgeopt", *words], capture_output=True, text=True, timeout=110, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    manifest = json.loads(ran.stdout)["manifest"]
+    folder = Path(json.loads(ran.stdout)["folder"])
+    assert manifest["status"] == "unverified"
+    assert manifest["verification"]["latency"]["measured"] is False
+    assert manifest["artifact"]["format"] == "tensorrt-engine"
+    assert manifest["artifact"]["runtime"] == "tensorrt-rtx"
+    assert manifest["target"]["compute_capability"] == [8.6, 8.9]
+    assert manifest["result"]["quality"]["kind"] == "accuracy"
+    assert "latency_ms" not in manifest["result"]
+    assert sha256_of(folder / manifest["artifact"]["file"]) == manifest["artifact"]["sha256"]
+    assert (folder / "model.onnx").exists()
+    assert (
+        "unverified" in (folder / "report.html").read_text()
+        or "waits for such a device" in (folder / "report.html").read_text()
+    )

@@ -1,0 +1,129 @@
+"""The building process from outside: progress, refusals, limits, crashes; with small stand-ins for the process, no TensorRT needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import builders
+import pytest
+
+from edgeopt.errors import CompileFailed
+from edgeopt.records import Recipe
+from edgeopt.runtimes.trt import build
+from edgeopt.runtimes.trt.flavours import RTX, TENSORRT, Flavour
+from edgeopt.runtimes.trt.order import Order, Progress
+from edgeopt.runtimes.trt.runtime import TensorRt, gpu_name
+
+ABSENT = Flavour(
+    name="tensorrt-rtx", modules=("no_such_module",), distributions=(), install="pip install it", needs_gpu=False
+)
+PRESENT = dataclasses.replace(ABSENT, modules=("json",))
+SPEAK = "import json, sys, time, os, signal; order = json.loads(sys.stdin.readline())\n"
+SAY = "def say(**message): print(json.dumps(message), flush=True)\n"
+
+
+def run(program: str, folder: Path, *, limit_s: float = 20.0, stop: bool = False) -> tuple[str, list[Progress]]:
+    order = Order(module="m", model=str(folder / "model.onnx"), engine=str(folder / "model.engine"), gpus=("SM86",))
+    seen: list[Progress] = []
+    answer = build.build(
+        order,
+        limit_s=limit_s,
+        on_progress=seen.append,
+        should_stop=lambda: stop,
+        command=(sys.executable, "-c", SPEAK + SAY + program),
+    )
+    return answer.stage, seen
+
+
+def test_progress_is_passed_on_until_the_answer(tmp_path: Path) -> None:
+    program = (
+        "say(progress={'phase': 'Tactics', 'done': 1, 'steps': 4})\n"
+        "open(order['engine'], 'w').write('engine')\n"
+        "say(answer={'stage': 'built', 'table': 'x' * 300_000})\n"
+    )
+    stage, seen = run(program, tmp_path)
+    assert stage == "built"
+    assert seen == [Progress(phase="Tactics", done=1, steps=4)]
+    assert (tmp_path / "model.engine").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("say(answer={'stage': 'build', 'log': ['[a.cpp::b::1] Error Code 4: no such thing']})", "no such thing"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("print('out of luck', file=sys.stderr); sys.exit(3)", "exit code 3; it last said: out of luck"),
+        ("say(answer={'stage': 'import', 'log': ['libnvinfer.so.10: cannot open shared object file']})", "cannot be loaded"),
+    ],
+    ids=["refused", "crashed", "ended", "not loaded"],
+)  # fmt: skip
+def test_build_that_fails_leaves_one_sentence_and_no_engine(tmp_path: Path, program: str, said: str) -> None:
+    with pytest.raises(CompileFailed) as failure:
+        run("open(order['engine'], 'w').write('half')\n" + program, tmp_path)
+    assert said in failure.value.message
+    assert failure.value.hint.endswith(".")
+    assert not (tmp_path / "model.engine").exists()
+
+
+def test_build_that_hears_is_asked_to_stop_at_its_limit(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(CompileFailed, match=r"longer than 0\.2 s"):
+        run("sys.stdin.read()\nsay(answer={'stage': 'cancelled'})", tmp_path, limit_s=0.2)
+    assert time.monotonic() - started < 8
+
+
+def test_cancelled_build_ends_when_asked(tmp_path: Path) -> None:
+    with pytest.raises(CompileFailed, match="cancelled"):
+        run("sys.stdin.read()\nsay(answer={'stage': 'cancelled'})", tmp_path, stop=True)
+
+
+def test_build_that_does_not_hear_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_GRACE_S", 0.2)
+    started = time.monotonic()
+    with pytest.raises(CompileFailed, match="longer than"):
+        run("time.sleep(60)", tmp_path, limit_s=0.2)
+    assert time.monotonic() - started < 20
+
+
+TARGET = dataclasses.replace(builders.TARGET, name="tensorrt-rtx", compute_capability=(8.6, 8.9))
+
+
+@pytest.mark.parametrize(
+    ("flavour", "changes", "said"),
+    [
+        (PRESENT, {}, None),
+        (PRESENT, {"name": "cpu"}, "not cpu"),
+        (ABSENT, {}, "not installed here (pip install it)"),
+        (PRESENT, {"compute_capability": (8.6, 5.2)}, "not 5.2"),
+    ],
+)
+def test_target_is_refused_with_the_way_out(flavour: Flavour, changes: dict[str, object], said: str | None) -> None:
+    target = dataclasses.replace(TARGET, **changes)  # type: ignore[arg-type]
+    reason = TensorRt(flavour).refuse(builders.signature(builders.mlp()), target)
+    assert reason is None if said is None else said in str(reason)
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia/gpus").is_dir(), reason="there is a GPU")
+def test_without_a_gpu_the_target_must_name_its_gpus_and_full_tensorrt_cannot_build() -> None:
+    signature = builders.signature(builders.mlp())
+    unnamed = dataclasses.replace(TARGET, compute_capability=())
+    assert "target.compute_capability" in str(TensorRt(PRESENT).refuse(signature, unnamed))
+    full = dataclasses.replace(PRESENT, name="tensorrt", needs_gpu=True)
+    assert "there is none here" in str(TensorRt(full).refuse(signature, dataclasses.replace(TARGET, name="tensorrt")))
+
+
+def test_library_that_is_not_there_is_a_clean_failure(tmp_path: Path) -> None:
+    with pytest.raises(CompileFailed, match="not installed"):
+        TensorRt(ABSENT).compile(tmp_path / "model.onnx", Recipe(), TARGET)
+
+
+@pytest.mark.parametrize(("capability", "name"), [(7.5, "SM75"), (8.6, "SM86"), (8.9, "SM89"), (12.0, "SM120")])
+def test_gpu_is_named_as_the_library_names_it(capability: float, name: str) -> None:
+    assert gpu_name(capability) == name
+
+
+def test_the_two_flavours_share_no_module() -> None:
+    assert not set(RTX.modules) & set(TENSORRT.modules)

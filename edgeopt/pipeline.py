@@ -126,7 +126,8 @@ def _plan(job: Job) -> tuple[tuple[Recipe, ...], tuple[Trial, ...]]:
 
 
 def _open_original(job: Job, runners: ExitStack) -> tuple[Artifact, Runner]:
-    artifact = job.runtime.compile(job.folder.input / job.order.files.model, Recipe(), job.target)
+    file = baseline.whole(job.folder.input / job.order.files.model, job.given.model, job.folder.work)
+    artifact = job.runtime.compile(file, Recipe(), job.target)
     return artifact, runners.enter_context(Runner(artifact))
 
 

@@ -22,6 +22,7 @@ def save(model: ir.Model, path: Path, *, inline_bytes: int = INLINE_BYTES) -> tu
     Raises OSError where the disk does.
     """
     own = edit.copy(model)
+    _bring_attributes_in(own)
     data = path.parent / ARTIFACT_DATA_FILE
     if tensors.parameter_bytes(model) > inline_bytes:
         ir.save(own, path, external_data=ARTIFACT_DATA_FILE, size_threshold_bytes=_EXTERNAL_FROM_BYTES)
@@ -32,6 +33,27 @@ def save(model: ir.Model, path: Path, *, inline_bytes: int = INLINE_BYTES) -> tu
                 value.const_value = _in_memory(value.const_value)
     path.write_bytes(ir.to_proto(own).SerializeToString(deterministic=True))
     return (path,)
+
+
+def external_names(model: ir.Model) -> set[str]:
+    """The names of the files beside the model that its weights lie in."""
+    held = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    held += [attribute.as_tensor() for node in edit.nodes(model) for attribute in _tensor_attributes(node)]
+    return {str(tensor.location) for tensor in held if isinstance(tensor, ir.ExternalTensor)}
+
+
+def _bring_attributes_in(model: ir.Model) -> None:
+    """Read the external tensors of Constant nodes: both ways of writing leave those as references to a file of the past."""
+    for node in edit.nodes(model):
+        for attribute in _tensor_attributes(node):
+            tensor = attribute.as_tensor()
+            if isinstance(tensor, ir.ExternalTensor):
+                node.attributes[attribute.name] = ir.AttrTensor(attribute.name, _in_memory(tensor))
+
+
+def _tensor_attributes(node: ir.Node) -> list[ir.Attr]:
+    kinds = [each for each in node.attributes.values() if each.type == ir.AttributeType.TENSOR]
+    return [each for each in kinds if not each.is_ref()]
 
 
 def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:

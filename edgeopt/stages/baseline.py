@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeopt.errors import BadData, MeasureFailed
+from edgeopt.graph import save
+from edgeopt.layout import ARTIFACT_FILE
 from edgeopt.protocols import Samples
 from edgeopt.records import Artifact, Goal, Interval, Measurement, Recipe, Trial
 from edgeopt.stages import measure, quality
@@ -15,9 +18,23 @@ from edgeopt.stages.reference import Reference, RunOne
 from edgeopt.stages.runners import Runner
 
 if TYPE_CHECKING:
-    from edgeopt.protocols import Feeds
+    from edgeopt.protocols import Feeds, Model
 
 _TIMED_SAMPLES_LOOKED_AT = 64
+
+
+def whole(path: Path, model: Model, folder: Path) -> Path:
+    """The original's file in the form of an artifact: ``path`` itself, or where its weights lie in files of other names, a copy in ``folder``.
+
+    An artifact is one file and at most the one that ``integrity.model_files`` knows; what else belonged to the drop would
+    neither be counted nor published. Raises OSError where the disk does.
+    """
+    if save.external_names(model) <= {f"{path.name}.data"}:
+        return path
+    file = folder / "original" / ARTIFACT_FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save.save(model, file)
+    return file
 
 
 def typical(reference: Reference) -> Feeds:

@@ -79,7 +79,7 @@ def test_a_quantized_model_passes_through_with_its_integers_as_they_were(tmp_pat
     model = find_pass("quantize_static").apply(builders.conv_net(), {}, FakeEvidence(builders.conv_net()))
     assert signature_of(model).quantized
     file, data = tmp_path / "integers.onnx", tmp_path / "samples.npz"
-    ir.save(model, file)
+    ir.save(model, file, external_data="integers.weights", size_threshold_bytes=0)
     np.savez(data, image=np.stack([builders.feeds(model, seed=seed)["image"] for seed in range(SAMPLES)]))
     result = edgeopt.optimize(
         file, calibration=data, eval=data, target="cpu", search=Search(budget_s=1.0), out=tmp_path / "published"
@@ -89,6 +89,7 @@ def test_a_quantized_model_passes_through_with_its_integers_as_they_were(tmp_pat
     tried = [trial for trial in result.manifest["candidates"] if "refused" not in trial or not trial["refused"]]
     assert not [step for trial in tried for step in trial["recipe"] if step["technique"] in quantizers]
     assert integers(made) == integers(model)
+    assert result.manifest["baseline"]["bytes"] > (tmp_path / "integers.weights").stat().st_size
     assert is_right(model, made, builders.feeds(model, seed=9), noise=1e-9)
 
 

@@ -16,9 +16,11 @@ from builders import FakeEvidence, Net
 from fused import noise_ratio, operators
 
 from edgeopt.catalogue import find_pass
-from edgeopt.graph import check, edit, gelu, load, rearrange
+from edgeopt.graph import check, edit, gelu, load, rearrange, save
+from edgeopt.integrity import model_files
 from edgeopt.passes.quantize_dynamic import QuantizeDynamic
 from edgeopt.passes.quantize_weights import QuantizeWeights
+from edgeopt.stages import baseline
 
 
 def quantize(model: ir.Model, **settings: Any) -> ir.Model:
@@ -225,3 +227,44 @@ def test_weights_that_would_be_stored_twice_are_left_cut() -> None:
     assert rearrange.fold_rearranged(model) == 2
     shared = edit.copy(cut_and_joined_lstm(read_elsewhere=True))
     assert rearrange.fold_rearranged(shared) == 0
+
+
+def test_an_original_with_weights_in_other_files_becomes_an_artifact_that_needs_none_of_them(tmp_path: Path) -> None:
+    model, dropped = builders.mlp(width=64), tmp_path / "dropped"
+    dropped.mkdir()
+    builders.with_external_data(model, dropped)
+    whole = baseline.whole(dropped / "model.onnx", load.load(dropped / "model.onnx"), tmp_path)
+    (dropped / "weights.bin").unlink()
+    assert sum(file.stat().st_size for file in model_files(whole)) > len(builders.to_bytes(model)) * 0.9
+    feeds = builders.feeds(model)
+    np.testing.assert_array_equal(builders.run(ir.load(whole), feeds)[0], builders.run(model, feeds)[0])
+
+
+def test_an_original_in_one_file_or_with_its_own_data_file_is_taken_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    ir.save(builders.mlp(), file)
+    assert baseline.whole(file, load.load(file), tmp_path) == file
+    ir.save(builders.mlp(), file, external_data="model.onnx.data", size_threshold_bytes=0)
+    assert baseline.whole(file, load.load(file), tmp_path) == file
+
+
+def test_a_constant_node_with_external_data_is_saved_with_its_values(tmp_path: Path) -> None:
+    model = builders.conv_net(constants=True)
+    node = next(
+        node
+        for node in model.graph
+        if node.op_type == "Constant" and node.attributes["value"].as_tensor().nbytes > 1024
+    )
+    tensor = node.attributes["value"].as_tensor()
+    (tmp_path / "weights.bin").write_bytes(tensor.tobytes())
+    outside = ir.ExternalTensor(
+        "weights.bin", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name="w", base_dir=tmp_path
+    )
+    own = edit.copy(model)
+    moved = next(each for each in own.graph if each.outputs[0].name == node.outputs[0].name)
+    moved.attributes["value"] = ir.AttrTensor("value", outside)
+    assert save.external_names(own) == {"weights.bin"}
+    save.save(own, tmp_path / "out.onnx")
+    (tmp_path / "weights.bin").unlink()
+    feeds = builders.feeds(model)
+    np.testing.assert_array_equal(builders.run(ir.load(tmp_path / "out.onnx"), feeds)[0], builders.run(model, feeds)[0])

@@ -75,7 +75,7 @@ LAWS = (
         MODELS,
         2e-2,
     ),
-    Law("prune_channels", {"ratio": 0.3}, PRUNABLE, 2e-2),
+    Law("prune_channels", {"ratio": 0.3}, PRUNABLE, 5e-2),
     Law("prune_channels", {"ratio": 0.3, "criterion": "l1", "refit": False}, PRUNABLE, 0.3),
     Law("equalize_layers", {}, ("relu_chain",), LOSSLESS),
     Law("equalize_layers", {"bounds": True}, ("relu_chain",), LOSSLESS),

@@ -124,7 +124,7 @@ def _judged(entry: Entry, record: Record | None, is_current: bool, bench: Bench)
         return replace(row, failure=record.failure)
     _tell(f"judging {entry.key}")
     recipe = _recipe(record) if entry.tool == OWN else ""
-    row = replace(row, recipe=recipe, bytes_ratio=bench.original_bytes / _bytes(entry, record))
+    row = replace(row, recipe=recipe, bytes_ratio=bench.original_bytes / bytes_of(Path(record.model)))
     kept: list[list[Array]] = []
     try:
         with Runner(artifact_of(entry, record, bench.original)) as candidate:
@@ -153,13 +153,10 @@ def confident_agreement(judged: Reference, outputs: Sequence[Sequence[Array]]) -
     return float(np.mean(kept)) if kept else None
 
 
-def _bytes(entry: Entry, record: Record) -> int:
-    """On disk, with external data; of edgeopt's folder only what is loaded, of the original the file itself."""
-    model = Path(record.model)
-    if entry is CONTROL:
-        return model.stat().st_size
-    others = [file for file in model.parent.iterdir() if file.suffix in (".data", ".bin")]
-    return model.stat().st_size + sum(file.stat().st_size for file in others)
+def bytes_of(model: Path) -> int:
+    """On disk, with external data: ``model.onnx.data`` by one tool, ``model.onnx_data`` by another."""
+    data = [file for file in model.parent.glob(f"{model.name}?*") if file.suffix != model.suffix]
+    return sum(file.stat().st_size for file in (model, *data))
 
 
 def _recipe(record: Record) -> str:

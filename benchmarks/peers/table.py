@@ -61,8 +61,9 @@ def size(row: Row) -> float:
 
 
 def best(rows: Sequence[Row], gain: Gain, *, right: Callable[[Row], bool] = is_right) -> Row | None:
-    """The right row that gains most; the control row is no contestant."""
-    return max((row for row in rows if right(row) and row.entry is not CONTROL), key=gain, default=None)
+    """The right row that gains most over the original, if any gains at all; the control row is no contestant."""
+    able = [row for row in rows if right(row) and row.entry is not CONTROL and gain(row) > 1.0]
+    return max(able, key=gain, default=None)
 
 
 def verdict(rows: Sequence[Row], gain: Gain, *, own: str, what: str) -> str:
@@ -73,11 +74,11 @@ def verdict(rows: Sequence[Row], gain: Gain, *, own: str, what: str) -> str:
 
 
 def _first(mine: Row | None, peer: Row | None, gain: Gain) -> str:
-    theirs = f"{peer.entry.label}, {gain(peer):.2f} times" if peer else "no tool's artifact"
+    theirs = f"{peer.entry.label}, {gain(peer):.2f} times" if peer else "no tool gains anything"
     if mine is None:
         return f"{theirs}; edgeopt has no pick that meets the budget"
     if peer is None:
-        return f"edgeopt, {gain(mine):.2f} times; no tool's artifact meets the budget"
+        return f"edgeopt, {gain(mine):.2f} times; no tool gains anything within it"
     if gain(mine) >= gain(peer):
         return f"edgeopt, {gain(mine):.2f} times; the best tool is {theirs}{_noise(mine, peer, gain)}"
     return f"a peer wins: {theirs}; edgeopt's pick {gain(mine):.2f} times{_noise(mine, peer, gain)}"

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.peers import produce, table
 from benchmarks.peers.field import FIELD, OWN, Entry, Facts, chosen
-from benchmarks.peers.measure import CONTROL, Row
+from benchmarks.peers.measure import CONTROL, Row, bytes_of
 from benchmarks.peers.prepare import Prepared
 from benchmarks.peers.produce import Record
 from edgeopt.records import Interval, Quality
@@ -59,7 +59,7 @@ def test_speeds_within_each_others_intervals_are_called_so() -> None:
 
 def test_tool_whose_bound_alone_fails_is_named_beside_the_verdict() -> None:
     said = speed_verdict(PICK, row(entry("quark"), speedup=2.0, drop=0.001, bound=0.4))
-    assert said.startswith("Fastest: edgeopt, 1.50 times; no tool's artifact meets the budget.")
+    assert said.startswith("Fastest: edgeopt, 1.50 times; no tool gains anything within it.")
     assert said.endswith("By the drop seen (0.0010) and not its bound, quark default would be first with 2.00.")
 
 
@@ -72,6 +72,18 @@ def test_size_is_judged_by_the_pick_for_size() -> None:
     rows = [PICK, row(entry(OWN, "size"), smaller=5.0), row(entry("onnxruntime"), smaller=4.0)]
     said = table.verdict(rows, table.size, own="size", what="Smallest")
     assert said == "Smallest: edgeopt, 5.00 times; the best tool is onnxruntime default, 4.00 times."
+
+
+def test_what_only_loses_is_not_the_fastest() -> None:
+    assert table.best([row(entry("onnxslim"), speedup=0.98)], table.speed) is None
+    assert "no tool gains anything within it" in speed_verdict(PICK, row(entry("onnxslim"), speedup=0.98))
+
+
+def test_external_data_counts_under_every_tools_name_and_leftovers_do_not(tmp_path: Path) -> None:
+    sizes = {"model.onnx": 1, "model.onnx.data": 10, "model.onnx_data": 100, "model.onnx.prepared.onnx": 1000, "log": 5}
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert bytes_of(tmp_path / "model.onnx") == 111
 
 
 def test_original_against_itself_is_no_contestant() -> None:

@@ -125,6 +125,7 @@ def test_open_dimensions_stay_open(name: str, steps: tuple[Step, ...]) -> None:
         assert is_right(model, made, feeds, noise=3e-2), symbols
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not os.environ.get("EDGEOPT_BIG"), reason="builds a model of 2.3 GB; set EDGEOPT_BIG=1")
 @pytest.mark.parametrize("step", [DYNAMIC, PACKED], ids=lambda step: step.technique)
 def test_a_model_over_two_gigabytes_is_quantized_and_runs(step: Step, tmp_path: Path) -> None:

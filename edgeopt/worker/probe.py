@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt import wire
 from edgeopt.errors import EdgeoptError, UsageError
+from edgeopt.layout import ARTIFACT_FILE
 from edgeopt.records import Artifact, InputHint, Policy, Recipe, Signature, Target, TargetRequest, WorkerLimits
 from edgeopt.worker import sandbox
 
@@ -49,7 +50,7 @@ def answer(request: Request, work: Path) -> dict[str, Any]:
 
     target = device.detect(TargetRequest(threads=request.threads))
     artifacts = [_compiled(Path(item), target) if isinstance(item, str) else item for item in request.artifacts]
-    signature = _signature(Path(artifacts[0].path))
+    signature = _signature(_model_of(artifacts[0]))
     feeds = _feeds(signature, request.data, work)
     with ExitStack() as stack:
         runners = [stack.enter_context(_runner(artifact)) for artifact in artifacts]
@@ -102,6 +103,12 @@ def _compiled(model: Path, target: Target) -> Artifact:
     from edgeopt import catalogue
 
     return catalogue.find_runtime("onnxruntime").compile(model, Recipe(), target)
+
+
+def _model_of(artifact: Artifact) -> Path:
+    """The ONNX file that tells the inputs: the artifact, or what lies beside an engine."""
+    path = Path(artifact.path)
+    return path if artifact.format == "onnx" else path.with_name(ARTIFACT_FILE)
 
 
 def _signature(model: Path) -> Signature:

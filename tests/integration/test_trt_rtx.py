@@ -353,3 +353,13 @@ def test_optimize_publishes_an_unverified_engine_beside_its_model(tmp_path: Path
         "unverified" in (folder / "report.html").read_text()
         or "waits for such a device" in (folder / "report.html").read_text()
     )
+    verified = subprocess.run(
+        [sys.executable, "-m", "edgeopt", "verify", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if not Path("/proc/driver/nvidia/gpus").is_dir():
+        assert verified.returncode == 1
+        assert "model.engine runs on an NVIDIA GPU" in verified.stderr

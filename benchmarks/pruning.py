@@ -150,7 +150,8 @@ HEADER = (
 
 
 def line(row: Row) -> str:
-    classes = f"{row.divergence:.3f} | {row.drop:.4f} | {row.top1:.3f} | {row.sure:.3f}"
+    is_classes = row.top1 or row.divergence
+    classes = f"{row.divergence:.3f} | {row.drop:.4f} | {row.top1:.3f} | {row.sure:.3f}" if is_classes else "| | |"
     return (
         f"| {row.ratio:.0%} | {row.criterion} | {row.method} | {classes} | {row.cosine:.4f} "
         f"| {row.latency:.2f} | {row.size:.2f} | {row.seconds:.0f} |"

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from edgeopt.protocols import Array, Feeds
 
 INPUTS = ("calibration", "mixed", "noise")
+VIEWS = "views"
+"""What judges a mixed training: pool 0 holds the samples, further pools one view of each, without blends and noise."""
 _PICTURE_CHANNELS = (1, 3, 4)
 _SMALLEST_CROP = 0.7
 """Of each side: smaller crops show the teacher nothing it knows."""
@@ -53,7 +55,7 @@ class Views:
     """The training samples and their views. ``samples`` must outlive it; ``chosen`` are the indices to train on."""
 
     def __init__(self, samples: Shelf, chosen: Sequence[int], *, kind: str, pools: int, seed: int) -> None:
-        if kind not in INPUTS:
+        if kind not in (*INPUTS, VIEWS):
             raise PassFailed(f"{kind!r} are no inputs", hint=f"Use one of {', '.join(INPUTS)}.")
         self._samples = samples
         self._chosen = tuple(chosen)
@@ -85,14 +87,14 @@ class Views:
     def feeds(self, pool: int, position: int) -> dict[str, Array]:
         """The inputs of one inference."""
         own = self.sample(position)
-        if self._kind == "calibration" or (pool == 0 and self._kind == "mixed"):
+        if self._kind == "calibration" or (pool == 0 and self._kind != "noise"):
             return own
         random = np.random.default_rng((self._seed, pool, position))
         draw = random.random()
-        if self._kind == "noise" or draw < _NOISY:
+        if self._kind == "noise" or (self._kind == "mixed" and draw < _NOISY):
             return self._noise(own, random)
         other = self.sample(self._mate(position, random))
-        blends = any(array.dtype.kind == "f" for array in own.values())
+        blends = self._kind == "mixed" and any(array.dtype.kind == "f" for array in own.values())
         if blends and draw < _NOISY + _BLENDED:
             return _blend(own, other, random)
         return {name: self._view(name, array, other[name], random) for name, array in own.items()}

@@ -250,7 +250,9 @@ class _Run:
     def _judged(self) -> float:
         self._watch.on_mode(False)
         with torch.no_grad():
-            return sum(float(self._loss(part, softened=False)) * part.share for part in self._lesson.judging())
+            held = sum(float(self._loss(part, softened=False)) * part.share for part in self._lesson.judging())
+        # rounding takes a divergence a little below zero, and a share of that is no gain; a NaN stays one
+        return 0.0 if held < 0.0 else held
 
     def _found_rate(self) -> float:
         """The rate with the lowest held-out loss after a short probe; the lowest rate where none gains anything."""

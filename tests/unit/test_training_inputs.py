@@ -171,7 +171,7 @@ def test_teacher_is_asked_once_for_each_input_of_each_pool_and_not_before_it_is_
     evidence = CountingEvidence(builders.conv_net(), samples=20)
     with lesson_of(evidence, tmp_path, inputs="mixed", pools=2, batch=4) as lesson:
         judged = evidence.asked
-        assert judged == 4 and lesson.batches_in_epoch == 4
+        assert judged == 2 * 4 and lesson.batches_in_epoch == 4
         list(lesson.parts(0))
         assert evidence.asked == judged + 4
         for step in range(30):
@@ -194,3 +194,17 @@ def test_batches_hold_every_sample_once_an_epoch_and_only_one_shape() -> None:
                 assert len({tuple(part.feeds["image"].shape[1:]) for part in parts}) == 1
                 rows += sum(len(part.feeds["image"]) for part in parts)
             assert rows == expected
+
+
+def test_mixed_training_is_judged_by_samples_and_views_and_any_other_by_samples_alone() -> None:
+    evidence = builders.FakeEvidence(builders.conv_net(), samples=20)
+    held = [evidence._samples[index]["image"] for index in (0, 5, 10, 15)]
+    for kind, copies in (("mixed", 2), ("noise", 1), ("calibration", 1)):
+        with lesson_of(evidence, inputs=kind, batch=3) as lesson:
+            parts = list(lesson.judging())
+        shown = np.concatenate([part.feeds["image"].numpy() for part in parts])
+        assert sum(part.share for part in parts) == pytest.approx(1.0)
+        assert len(shown) == copies * sum(len(image) for image in held)
+        np.testing.assert_array_equal(shown[: len(shown) // copies], np.concatenate(held))
+        if copies == 2:
+            assert not np.array_equal(shown[len(shown) // 2 :], np.concatenate(held))

@@ -143,7 +143,10 @@ def test_a_model_over_two_gigabytes_is_quantized_and_runs(step: Step, tmp_path: 
         out=tmp_path / "published",
     )
     result = oneshot.run(request, on_event=lambda _event: None)
-    assert techniques(result) == ["tidy", step.technique]
-    assert result.manifest["result"]["bytes_ratio"] > 3.8
+    # Which one wins is the clock's to say: packed weights change nothing about speed, and one look at 0.2 s a run is noisy.
+    (made,) = (trial for trial in result.manifest["candidates"] if trial["recipe"])
+    assert made["result"]["bytes_ratio"] > 3.8
+    assert made["result"]["quality"]["drop"] < 0.01
+    assert result.manifest["baseline"]["bytes"] > 2 << 30
     with edgeopt.load(result.folder.parent) as session:
         assert np.isfinite(session.run({"rows": rows[0]})[0]).all()

@@ -17,7 +17,7 @@ AUTO = 0.0
 """As a learning rate: found by short probes."""
 _CHOICES = {
     "loss": ("auto", "kl", "mse", "cosine", "features"),
-    "inputs": ("calibration", "mixed", "noise"),
+    "inputs": ("auto", "calibration", "mixed", "noise"),
     "schedule": ("cosine", "linear", "constant"),
     "optimizer": ("adamw", "sgd"),
     "precision": ("float32", "bfloat16"),
@@ -51,7 +51,7 @@ class Course:
     loss: str = "auto"
     features: int = 4
     """How many intermediate values ``loss=features`` matches."""
-    inputs: str = "mixed"
+    inputs: str = "auto"
     pools: int = 8
     """How many different views of the samples there are, the samples themselves included."""
     samples: int = 0

@@ -8,9 +8,11 @@ teacher is run.
 
 Settings of ``inputs``:
 
+- ``auto``        ``mixed`` for pictures, else ``calibration``: what a view of a sound, a text or a row of numbers may be, nobody told us
 - ``calibration`` the samples as they are
-- ``mixed``       the samples, and views: flipped and cropped pictures, blends of two samples, some tokens from another sample, now and then noise
-- ``noise``       normal with each channel's mean and deviation on the samples; whole numbers are drawn from those of the samples
+- ``mixed``       every other epoch the samples, in between views: flipped and cropped pictures, blends of two samples, some tokens from another sample
+- ``noise``       normal with each channel's mean and deviation on the samples; whole numbers in another order. Far from the samples a small
+                  student spends itself on answers that nobody will ask for, so no other setting draws any
 """
 
 from __future__ import annotations
@@ -28,14 +30,14 @@ from edgeopt.training.shelf import Shelf
 if TYPE_CHECKING:
     from edgeopt.protocols import Array, Feeds
 
-INPUTS = ("calibration", "mixed", "noise")
+INPUTS = ("auto", "calibration", "mixed", "noise")
 VIEWS = "views"
 """What judges a mixed training: pool 0 holds the samples, further pools one view of each, without blends and noise."""
 _PICTURE_CHANNELS = (1, 3, 4)
 _SMALLEST_CROP = 0.7
 """Of each side: smaller crops show the teacher nothing it knows."""
-_BLENDED, _NOISY = 0.4, 0.1
-"""Shares of a mixed pool; the rest is flipped, cropped or jittered."""
+_BLENDED = 0.3
+"""The share of blends in a pool of views; the rest is flipped, cropped or jittered."""
 _TOKENS_REPLACED = 0.15
 _JITTER = 0.1
 """Of an input's deviation, for what is no picture."""
@@ -55,7 +57,7 @@ class Views:
     """The training samples and their views. ``samples`` must outlive it; ``chosen`` are the indices to train on."""
 
     def __init__(self, samples: Shelf, chosen: Sequence[int], *, kind: str, pools: int, seed: int) -> None:
-        if kind not in (*INPUTS, VIEWS):
+        if kind not in (*INPUTS[1:], VIEWS):
             raise PassFailed(f"{kind!r} are no inputs", hint=f"Use one of {', '.join(INPUTS)}.")
         self._samples = samples
         self._chosen = tuple(chosen)
@@ -75,6 +77,12 @@ class Views:
         """Positions whose inputs have equal shapes: only those fit into one batch."""
         return self._groups
 
+    def pool_of(self, epoch: int) -> int:
+        """Which pool an epoch shows: the samples themselves stay half of what a mixed training sees."""
+        if self._kind == "mixed" and self.pools > 1:
+            return 0 if epoch % 2 == 0 else 1 + (epoch // 2) % (self.pools - 1)
+        return epoch % self.pools
+
     def sample(self, position: int) -> dict[str, Array]:
         """The calibration sample that the views at ``position`` are of."""
         return self._samples[self._chosen[position]]
@@ -91,11 +99,11 @@ class Views:
             return own
         random = np.random.default_rng((self._seed, pool, position))
         draw = random.random()
-        if self._kind == "noise" or (self._kind == "mixed" and draw < _NOISY):
+        if self._kind == "noise":
             return self._noise(own, random)
         other = self.sample(self._mate(position, random))
         blends = self._kind == "mixed" and any(array.dtype.kind == "f" for array in own.values())
-        if blends and draw < _NOISY + _BLENDED:
+        if blends and draw < _BLENDED:
             return _blend(own, other, random)
         return {name: self._view(name, array, other[name], random) for name, array in own.items()}
 
@@ -124,6 +132,18 @@ class Views:
             else:
                 made[name] = _shuffled(array, random)
         return made
+
+
+def resolved(kind: str, row: Feeds) -> str:
+    """``auto`` as one of the others, by whether an input of ``row`` is a picture."""
+    if kind != "auto":
+        return kind
+    return "mixed" if has_picture(row) else "calibration"
+
+
+def has_picture(row: Feeds) -> bool:
+    """Whether an input is a picture: floats of 1, 3 or 4 channels and two longer axes."""
+    return any(array.dtype.kind == "f" and _picture(array) is not None for array in row.values())
 
 
 def groups(rows: Iterable[Feeds]) -> tuple[tuple[int, ...], ...]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgeopt.errors import PassFailed
 from edgeopt.training import capacity, hints, losses
 from edgeopt.training.course import Course
-from edgeopt.training.inputs import VIEWS, Views, held_out, stack
+from edgeopt.training.inputs import VIEWS, Views, has_picture, held_out, resolved, stack
 from edgeopt.training.shelf import Shelf
 from edgeopt.training.teacher import Pool, Teacher
 
@@ -61,12 +61,13 @@ class Lesson:
         self._folder = folder
         self._samples = self._stack.enter_context(Shelf(_file(folder, "inputs")))
         self._take_samples()
-        mixed = course.inputs == "mixed"
-        chosen, judging = held_out(len(self._samples), most=_MOST_JUDGES // 2 if mixed else _MOST_JUDGES)
+        inputs = resolved(course.inputs, self._samples[0])
+        pictures = inputs == "mixed" and has_picture(self._samples[0])
+        chosen, judging = held_out(len(self._samples), most=_MOST_JUDGES // 2 if pictures else _MOST_JUDGES)
         kind, seed = (
-            VIEWS if mixed else "calibration",
+            VIEWS if pictures else "calibration",
             course.seed + 1,
-        )  # the seed of the training's views would show a view twice
+        )  # that of the training would show a view twice
         self._judges = Views(self._samples, judging, kind=kind, pools=2, seed=seed)
         self.also = hints.choose(model, student, teacher, self._samples[0], course)
         self._names = [*(str(output.name) for output in model.graph.outputs), *self.also]
@@ -76,7 +77,7 @@ class Lesson:
         answers = [self._verdicts[index] for index in range(len(judging))]
         self.terms = losses.terms(model, course.loss, answers, features=self.also)
         most, pools = self._affordable(len(chosen), answers)
-        self._views = Views(self._samples, chosen[:most], kind=course.inputs, pools=pools, seed=course.seed)
+        self._views = Views(self._samples, chosen[:most], kind=inputs, pools=pools, seed=course.seed)
         self.at_once = self._at_once(student)
         self._pools: dict[int, Pool] = {}
         self._epoch = -1
@@ -97,7 +98,7 @@ class Lesson:
         """The batch of ``step``."""
         epoch, number = divmod(step, self.batches_in_epoch)
         positions = self._plan(epoch)[number]
-        pool = epoch % self._views.pools
+        pool = self._views.pool_of(epoch)
         for start in range(0, len(positions), self.at_once):
             some = positions[start : start + self.at_once]
             rows = [self._views.feeds(pool, position) for position in some]
@@ -107,7 +108,7 @@ class Lesson:
     def judging(self) -> Iterator[Part]:
         """The held-out inputs; the shares sum to 1.
 
-        A mixed training is judged by a view of each held-out sample as well: what was fitted to the samples before (a pruned layer's
+        A mixed training on pictures is judged by a view of each held-out sample as well: what was fitted to the samples before (a pruned layer's
         readers, by least squares) does better on them than it will on anything else, and whatever is taught would look worse.
         """
         count, total = len(self._judges), len(self._verdicts)

@@ -252,7 +252,7 @@ class _Run:
         with torch.no_grad():
             held = sum(float(self._loss(part, softened=False)) * part.share for part in self._lesson.judging())
         # rounding takes a divergence a little below zero, and a share of that is no gain; a NaN stays one
-        return 0.0 if held < 0.0 else held
+        return max(held, 0.0)
 
     def _found_rate(self) -> float:
         """The rate with the lowest held-out loss after a short probe; the lowest rate where none gains anything."""

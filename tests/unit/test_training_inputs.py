@@ -80,7 +80,7 @@ def test_view_is_the_same_whenever_it_is_asked_for_and_another_in_every_pool(kin
                 np.testing.assert_array_equal(array, again.feeds(pool, position)[key])
                 assert array.shape == rows[position][key].shape and array.dtype == rows[position][key].dtype
             changed += not np.array_equal(view[name], rows[position][name])
-    assert changed >= (16 if kind == "mixed" else 22)  # of 18 and 24: a mixed pool 0 holds the samples themselves
+    assert changed >= (14 if kind == "mixed" else 22)  # of 18 and 24: a mixed pool 0 holds the samples themselves
     if kind == "mixed":
         np.testing.assert_array_equal(views.feeds(0, 2)[name], rows[2][name])
 
@@ -118,12 +118,10 @@ def test_views_of_pictures_stay_within_the_values_of_the_samples() -> None:
     rows = pictures(6)
     views = inputs.Views(shelf_of(rows), range(6), kind="mixed", pools=6, seed=0)
     low, high = (extreme([row["image"] for row in rows]) for extreme in (np.min, np.max))
-    inside = [
-        low <= views.feeds(pool, position)["image"].min() and views.feeds(pool, position)["image"].max() <= high
-        for pool in range(1, 6)
-        for position in range(6)
-    ]
-    assert np.mean(inside) > 0.7  # the rest is noise
+    for pool in range(1, 6):
+        for position in range(6):
+            view = views.feeds(pool, position)["image"]
+            assert low <= view.min() and view.max() <= high
 
 
 def test_channels_last_pictures_are_flipped_along_their_columns() -> None:
@@ -208,3 +206,17 @@ def test_mixed_training_is_judged_by_samples_and_views_and_any_other_by_samples_
         np.testing.assert_array_equal(shown[: len(shown) // copies], np.concatenate(held))
         if copies == 2:
             assert not np.array_equal(shown[len(shown) // 2 :], np.concatenate(held))
+
+
+def test_auto_mixes_pictures_and_leaves_everything_else_as_it_is() -> None:
+    assert inputs.resolved("auto", pictures(1)[0]) == "mixed"
+    assert inputs.resolved("auto", tokens(1)[0]) == "calibration"
+    assert inputs.resolved("auto", {"rows": np.zeros((1, 64), np.float32)}) == "calibration"
+    assert inputs.resolved("noise", pictures(1)[0]) == "noise"
+
+
+def test_samples_stay_half_of_what_a_mixed_training_sees() -> None:
+    views = inputs.Views(shelf_of(pictures(4)), range(4), kind="mixed", pools=3, seed=0)
+    assert [views.pool_of(epoch) for epoch in range(8)] == [0, 1, 0, 2, 0, 1, 0, 2]
+    noise = inputs.Views(shelf_of(pictures(4)), range(4), kind="noise", pools=3, seed=0)
+    assert [noise.pool_of(epoch) for epoch in range(4)] == [0, 1, 2, 0]

@@ -41,6 +41,11 @@ _MOST_STEPS = 48
 """Layers in a row beyond this are refitted together: every step costs two runs over the samples."""
 
 
+def is_held_out(index: int) -> bool:
+    """Whether a calibration sample judges a refit instead of being fitted; distillation judges by the same samples."""
+    return index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+
+
 @dataclass(frozen=True, slots=True)
 class _Task:
     """One weight to refit."""
@@ -151,7 +156,7 @@ def _observe(model: Model, current: Model, tasks: Sequence[_Task], evidence: Evi
     ]
     names = list(dict.fromkeys(str(task.current.layer.data.name) for task in tasks))
     for index, arrays in enumerate(islice(evidence.observe(current, names), MOST_SAMPLES)):
-        held = index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+        held = is_held_out(index)
         for number, task in enumerate(tasks):
             rows = _patches(arrays[str(task.current.layer.data.name)], task.current)[:, task.kept]
             sums[number][held].add(rows, targets[number][index])

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.calibrate.reconstruct import is_held_out
 from edgeopt.errors import PassFailed
 from edgeopt.training.shelf import Shelf
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from edgeopt.protocols import Array, Feeds
 
 INPUTS = ("auto", "calibration", "mixed", "noise")
-VIEWS = "views"
-"""What judges a mixed training: pool 0 holds the samples, further pools one view of each, without blends and noise."""
 _PICTURE_CHANNELS = (1, 3, 4)
 _SMALLEST_CROP = 0.7
 """Of each side: smaller crops show the teacher nothing it knows."""
@@ -57,7 +56,7 @@ class Views:
     """The training samples and their views. ``samples`` must outlive it; ``chosen`` are the indices to train on."""
 
     def __init__(self, samples: Shelf, chosen: Sequence[int], *, kind: str, pools: int, seed: int) -> None:
-        if kind not in (*INPUTS[1:], VIEWS):
+        if kind not in INPUTS[1:]:
             raise PassFailed(f"{kind!r} are no inputs", hint=f"Use one of {', '.join(INPUTS)}.")
         self._samples = samples
         self._chosen = tuple(chosen)
@@ -102,7 +101,7 @@ class Views:
         if self._kind == "noise":
             return self._noise(own, random)
         other = self.sample(self._mate(position, random))
-        blends = self._kind == "mixed" and any(array.dtype.kind == "f" for array in own.values())
+        blends = any(array.dtype.kind == "f" for array in own.values())
         if blends and draw < _BLENDED:
             return _blend(own, other, random)
         return {name: self._view(name, array, other[name], random) for name, array in own.items()}
@@ -138,12 +137,8 @@ def resolved(kind: str, row: Feeds) -> str:
     """``auto`` as one of the others, by whether an input of ``row`` is a picture."""
     if kind != "auto":
         return kind
-    return "mixed" if has_picture(row) else "calibration"
-
-
-def has_picture(row: Feeds) -> bool:
-    """Whether an input is a picture: floats of 1, 3 or 4 channels and two longer axes."""
-    return any(array.dtype.kind == "f" and _picture(array) is not None for array in row.values())
+    pictures = any(array.dtype.kind == "f" and _picture(array) is not None for array in row.values())
+    return "mixed" if pictures else "calibration"
 
 
 def groups(rows: Iterable[Feeds]) -> tuple[tuple[int, ...], ...]:
@@ -171,10 +166,16 @@ def stack(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
 
 
 def held_out(count: int, *, most: int = 64) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(to train on, to judge by): every fifth sample judges, ``most`` at most; a lone sample does both."""
+    """(to train on, to judge by): those samples judge that the refit after pruning has not fitted, ``most`` at most.
+
+    On what it was fitted to, a student does better than it will on anything else, and whatever is taught would look worse. The last of two or
+    three samples judges; a lone one does both.
+    """
     if count == 1:
         return (0,), (0,)
-    judging = tuple(range(0, count, max(2, count // max(1, min(most, count // 5)))))[:most]
+    known = [index for index in range(count) if is_held_out(index)] or [count - 1]
+    picked = np.unique(np.linspace(0, len(known) - 1, min(most, len(known))).round().astype(int))
+    judging = tuple(known[index] for index in picked)
     return tuple(index for index in range(count) if index not in set(judging)), judging
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgeopt.errors import PassFailed
 from edgeopt.training import capacity, hints, losses
 from edgeopt.training.course import Course
-from edgeopt.training.inputs import VIEWS, Views, has_picture, held_out, resolved, stack
+from edgeopt.training.inputs import Views, groups, held_out, resolved, stack
 from edgeopt.training.shelf import Shelf
 from edgeopt.training.teacher import Pool, Teacher
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from edgeopt.protocols import Array
     from edgeopt.training.replay import Replay
 
-_MOST_JUDGES = 64
-"""Held-out inputs, views included: a look costs a forward pass of each."""
 _MOST_INPUT_BYTES = 4 << 30
 _MOST_ANSWER_BYTES = 2 << 30
 _MOST_BYTES_IN_MEMORY = 256 << 20
@@ -62,17 +60,12 @@ class Lesson:
         self._samples = self._stack.enter_context(Shelf(_file(folder, "inputs")))
         self._take_samples()
         inputs = resolved(course.inputs, self._samples[0])
-        pictures = inputs == "mixed" and has_picture(self._samples[0])
-        chosen, judging = held_out(len(self._samples), most=_MOST_JUDGES // 2 if pictures else _MOST_JUDGES)
-        kind, seed = (
-            VIEWS if pictures else "calibration",
-            course.seed + 1,
-        )  # that of the training would show a view twice
-        self._judges = Views(self._samples, judging, kind=kind, pools=2, seed=seed)
+        chosen, judging = held_out(len(self._samples))
+        self._judging = judging
         self.also = hints.choose(model, student, teacher, self._samples[0], course)
         self._names = [*(str(output.name) for output in model.graph.outputs), *self.also]
         self._verdicts = self._stack.enter_context(Shelf(_file(folder, "answers")))
-        for answer in teacher.answers(self._judging_questions(), self._names):
+        for answer in teacher.answers((self._samples[index] for index in judging), self._names):
             self._verdicts.add(answer)
         answers = [self._verdicts[index] for index in range(len(judging))]
         self.terms = losses.terms(model, course.loss, answers, features=self.also)
@@ -106,29 +99,17 @@ class Lesson:
             yield _part(rows, answers, len(some) / len(positions))
 
     def judging(self) -> Iterator[Part]:
-        """The held-out inputs; the shares sum to 1.
-
-        A mixed training on pictures is judged by a view of each held-out sample as well: what was fitted to the samples before (a pruned layer's
-        readers, by least squares) does better on them than it will on anything else, and whatever is taught would look worse.
-        """
-        count, total = len(self._judges), len(self._verdicts)
-        for pool in range(self._judges.pools):
-            for group in self._judges.groups:
-                for start in range(0, len(group), self.at_once):
-                    some = group[start : start + self.at_once]
-                    rows = [self._judges.feeds(pool, position) for position in some]
-                    answers = [self._verdicts[pool * count + position] for position in some]
-                    yield _part(rows, answers, len(some) / total)
+        """The held-out samples; the shares sum to 1."""
+        for group in groups(self._samples[index] for index in self._judging):
+            for start in range(0, len(group), self.at_once):
+                some = group[start : start + self.at_once]
+                rows = [self._samples[self._judging[position]] for position in some]
+                yield _part(rows, [self._verdicts[position] for position in some], len(some) / len(self._judging))
 
     def loss(self, outputs: Mapping[str, Tensor], answers: Mapping[str, Tensor], *, softened: bool) -> Tensor:
         """The loss of a part; ``softened`` by the course's temperature for training, plain for judging."""
         temperature = self._course.temperature if softened else 1.0
         return losses.loss_of(self.terms, outputs, answers, temperature=temperature)
-
-    def _judging_questions(self) -> Iterator[dict[str, Array]]:
-        for pool in range(self._judges.pools):
-            for position in range(len(self._judges)):
-                yield self._judges.feeds(pool, position)
 
     def _take_samples(self) -> None:
         most = self._course.samples or self._teacher.evidence.sample_count

@@ -71,7 +71,7 @@ LAWS = (
     ),
     Law(
         "distill",
-        {"steps": 20, "batch": 4, "learning_rate": 1e-3},
+        {"steps": 40, "batch": 4, "learning_rate": 1e-3, "patience": 20},
         MODELS,
         2e-2,
     ),

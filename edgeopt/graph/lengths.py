@@ -18,7 +18,7 @@ from edgeopt.graph import edit, tensors
 from edgeopt.graph.groups import Rewrite
 from edgeopt.graph.naming import Names
 
-_FIRST_WITH_WHERE = 9
+_SPLIT_HAS_INPUT = 13
 _ONE_BY_ONE = ("Cast", "Identity", "Unsqueeze", "Squeeze")
 
 
@@ -31,10 +31,11 @@ class Place:
     length: int
 
 
-def rewrite(node: ir.Node, change: Rewrite, left: list[int], names: Names) -> None:
+def rewrite(node: ir.Node, change: Rewrite, left: list[int], *, names: Names, opset: int) -> None:
     """Write ``left``, the new lengths of the parts that ``change`` counts, into ``node``.
 
-    Raises :class:`~edgeopt.errors.PassFailed` where an old opset has no way to say it.
+    ``opset`` is the model's: a body of control flow does not know it. Raises :class:`~edgeopt.errors.PassFailed` where a computed
+    shape leaves no way to say it.
     """
     match change.what:
         case "group" | "hidden_size" | "num_heads":
@@ -47,11 +48,10 @@ def rewrite(node: ir.Node, change: Rewrite, left: list[int], names: Names) -> No
             _set_number(node, Place(1, change.entry, change.length), left[0], names)
             _set_number(node, Place(2, change.entry, change.length), left[0] + left[1], names)
         case "split":
-            _set_split(node, left, names)
+            _set_split(node, left, names, by_attribute=opset < _SPLIT_HAS_INPUT)
 
 
-def _set_split(node: ir.Node, left: list[int], names: Names) -> None:
-    by_attribute = "split" in node.attributes or _opset(node) < 13
+def _set_split(node: ir.Node, left: list[int], names: Names, *, by_attribute: bool) -> None:
     node.attributes.pop("num_outputs", None)
     if by_attribute:
         node.attributes["split"] = ir.AttrInt64s("split", left)
@@ -62,11 +62,6 @@ def _set_split(node: ir.Node, left: list[int], names: Names) -> None:
     else:
         node.resize_inputs(2)
         node.replace_input_with(1, sizes)
-
-
-def _opset(node: ir.Node) -> int:
-    graph = node.graph
-    return graph.opset_imports.get("", 1) if isinstance(graph, ir.Graph) else 1
 
 
 def _set_number(node: ir.Node, place: Place, number: int, names: Names) -> None:
@@ -92,7 +87,8 @@ def _set_number(node: ir.Node, place: Place, number: int, names: Names) -> None:
 def _part(maker: ir.Node, place: Place) -> Place | None:
     """Where among the inputs of ``maker`` the number lies; None where ``maker`` does more than put numbers together."""
     if maker.op_type in _ONE_BY_ONE:
-        return Place(0, place.entry, place.length)
+        # a scalar before an Unsqueeze can be replaced, but not overwritten in part
+        return Place(0, place.entry, place.length) if _ends_in_constant(maker) else None
     if maker.op_type != "Concat":
         return None
     entry = place.entry
@@ -106,6 +102,14 @@ def _part(maker: ir.Node, place: Place) -> Place | None:
     return None
 
 
+def _ends_in_constant(node: ir.Node | None) -> bool:
+    while node is not None and node.op_type in _ONE_BY_ONE:
+        if tensors.constant(node.inputs[0]) is not None:
+            return True
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node is not None and node.op_type == "Concat"
+
+
 def _count(value: ir.Value | None) -> int | None:
     data = tensors.array(value)
     if data is not None:
@@ -117,11 +121,14 @@ def _count(value: ir.Value | None) -> int | None:
 def _overwrite(node: ir.Node, place: Place, number: int, names: Names) -> None:
     """Put ``number`` over what was computed, wherever that came from."""
     graph, value = node.graph, node.inputs[place.position]
-    if graph is None or value is None or _opset(node) < _FIRST_WITH_WHERE or value.dtype == ir.DataType.INT32:
+    if graph is None or value is None or value.dtype == ir.DataType.INT32:
         raise PassFailed(
             f"the shape that {node.op_type} {node.name or node.outputs[0].name!r} is given cannot be rewritten",
             hint="Run the pass tidy first, which makes such shapes constant.",
         )
+    if place.length == 1:
+        node.replace_input_with(place.position, _constant(node, "size", np.array([number]), names))
+        return
     chosen = _constant(node, "place", np.arange(place.length) == place.entry, names)
     numbers = _constant(node, "size", np.full(place.length, number, dtype=np.int64), names)
     where = ir.Node("", "Where", [chosen, numbers, value], name=names.fresh(f"{node.outputs[0].name}_resize"))

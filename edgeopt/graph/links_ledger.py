@@ -152,13 +152,15 @@ class Operation:
         return layout[axis]
 
     def sizes(self, position: int) -> tuple[Size, ...] | None:
-        """The elements of an integer input, with the promise to look after the axes that they count."""
+        """The elements of an integer vector, with the promise to look after the axes that they count; None without its length."""
         self._counted.add(position)
         value = self.input(position)
         data = tensors.array(value)
         if data is not None and data.dtype.kind in "iu":
             return tuple(Size(int(number)) for number in data.reshape(-1))
-        return self.ledger.sizes.get(value)
+        lengths = self.lengths(position)
+        unknown = (Size(),) * lengths[0] if len(lengths) == 1 and lengths[0] else None
+        return self.ledger.sizes.get(value, unknown)
 
     def numbers(self, position: int) -> list[int] | None:
         """The elements of an integer input where all are constant."""

@@ -35,14 +35,8 @@ def _same(op: Operation) -> tuple[Size, ...] | None:
 
 
 def _concat(op: Operation) -> tuple[Size, ...] | None:
-    parts = [op.sizes(position) or _unknown(op, position) for position in range(len(op.node.inputs))]
+    parts = [op.sizes(position) for position in range(len(op.node.inputs))]
     return tuple(size for part in parts if part for size in part) if all(parts) else None
-
-
-def _unknown(op: Operation, position: int) -> tuple[Size, ...] | None:
-    """Numbers that no axis is known to stand behind."""
-    lengths = op.lengths(position)
-    return (Size(),) * lengths[0] if len(lengths) == 1 and lengths[0] else None
 
 
 def _gather(op: Operation) -> tuple[Size, ...] | None:

@@ -37,10 +37,10 @@ def shrink(model: ir.Model, groups: ChannelGroups, removed: Mapping[str, Collect
     _apply(smaller, _places(groups, removed, roles=("producer", "consumer", "follower")), _delete)
     gone = _gone(groups, removed)
     nodes = {str(node.outputs[0].name): node for node in edit.nodes(smaller) if node.outputs}
-    names = Names(smaller)
+    names, opset = Names(smaller), smaller.opset_imports.get("", 1)
     for rewrite in groups.rewrites:
         if any(number in gone for part in rewrite.parts for number in part):
-            lengths.rewrite(nodes[rewrite.node], rewrite, _left(rewrite, gone), names)
+            lengths.rewrite(nodes[rewrite.node], rewrite, _left(rewrite, gone), names=names, opset=opset)
     edit.prune(smaller)
     _refresh_shapes(smaller)
     edit.restore_interface(smaller, model)

@@ -313,13 +313,68 @@ def joined_frames(net: Net, value: Map) -> Map:
     return str(net.op("Reshape", net.op("Transpose", rows, perm=[0, 2, 1]), net.ints(0, 6, 6, 6))), 6
 
 
+def folded_heads(net: Net, value: Map) -> Map:
+    """Heads folded into the batch, as torch.nn.MultiheadAttention does, with targets computed from the batch at run time."""
+    tokens = net.op("Transpose", net.op("Reshape", value[0], net.ints(0, 0, 36)), perm=[2, 0, 1])
+    batch = net.op("Gather", net.op("Shape", tokens), net.const(np.int64(1)))
+    folded = net.op("Unsqueeze", net.op("Mul", batch, net.const(np.int64(4))), net.ints(0))
+    target = net.op("Concat", net.ints(36), folded, net.ints(2), axis=0)
+
+    def project() -> str:
+        made = net.op("Reshape", net.op("MatMul", tokens, net.weight(value[1], 8)), target)
+        return str(net.op("Transpose", made, perm=[1, 0, 2]))
+
+    scores = net.op("MatMul", project(), net.op("Transpose", project(), perm=[0, 2, 1]))
+    mixed = net.op("Transpose", net.op("MatMul", net.op("Softmax", scores, axis=-1), project()), perm=[1, 0, 2])
+    back = net.op("Concat", net.ints(36), net.op("Unsqueeze", batch, net.ints(0)), net.ints(8), axis=0)
+    mixed = net.op("MatMul", net.op("Reshape", mixed, back), net.weight(8, 5))
+    return str(net.op("Reshape", net.op("Transpose", mixed, perm=[1, 2, 0]), net.ints(0, 5, 6, 6))), 5
+
+
+def repeated_heads(net: Net, value: Map) -> Map:
+    """Four heads of queries on two of keys and values each, which Expand repeats."""
+    tokens = net.op("Transpose", net.op("Reshape", value[0], net.ints(0, 0, 36)), perm=[0, 2, 1])
+
+    def project(heads: int) -> str:
+        made = net.op("Reshape", net.op("MatMul", tokens, net.weight(value[1], 2 * heads)), net.ints(0, 36, heads, 2))
+        return str(net.op("Transpose", made, perm=[0, 2, 1, 3]))
+
+    def repeat(heads: str) -> str:
+        wide = net.op("Expand", net.op("Unsqueeze", heads, net.ints(2)), net.ints(1, 4, 2, 36, 2))
+        return str(net.op("Reshape", wide, net.ints(-1, 8, 36, 2)))
+
+    keys = net.op("Transpose", repeat(project(4)), perm=[0, 1, 3, 2])
+    mixed = net.op("MatMul", net.op("Softmax", net.op("MatMul", project(8), keys), axis=-1), repeat(project(4)))
+    mixed = net.op("Reshape", net.op("Transpose", mixed, perm=[0, 2, 1, 3]), net.ints(0, 36, 16))
+    mixed = net.op("Transpose", net.op("MatMul", mixed, net.weight(16, 5)), perm=[0, 2, 1])
+    return str(net.op("Reshape", mixed, net.ints(0, 5, 6, 6))), 5
+
+
+def zero_states(net: Net, value: Map) -> Map:
+    """A cell whose first states are zeros of a shape that is put together at run time."""
+    frames = net.op("Transpose", net.op("Reshape", value[0], net.ints(0, 0, 36)), perm=[2, 0, 1])
+    batch = net.op("Slice", net.op("Shape", frames), net.ints(1), net.ints(2))
+    states = [
+        net.op("ConstantOfShape", net.op("Concat", net.ints(1), batch, net.ints(4), axis=0)),
+        net.op(
+            "Expand",
+            net.const(np.zeros((1, 1, 1), np.float32)),
+            net.op("Concat", net.ints(1), batch, net.ints(4), axis=0),
+        ),
+    ]
+    weights = (net.weight(1, 16, value[1]), net.weight(1, 16, 4), net.weight(1, 32), "")
+    rows = net.op("LSTM", frames, *weights, *states, hidden_size=4)
+    rows = net.op("Transpose", net.op("Squeeze", rows, net.ints(1)), perm=[1, 2, 0])
+    return conv(net, (str(net.op("Reshape", rows, net.ints(0, 4, 6, 6))), 4), 5)
+
+
 BLOCKS: dict[str, Block] = {
     block.__name__: block
     for block in (
         plain, residual, depthwise, multiplied, few_groups, many_groups, concat, split, gated, sliced, excite, excite_dense, transposed, shuffled,
         resized, padded, depth_to_space, folded_weight, attention, packed_attention, shaped_at_run_time,
         spatial_attention, channel_softmax, normalized_groups, instance, not_understood, counted, copied_shape, picked, padded_channels,
-        similarity, tied_layers, captured, looked_up, few_channels, joined_frames,
+        similarity, tied_layers, captured, looked_up, few_channels, joined_frames, folded_heads, repeated_heads, zero_states,
     )
 }  # fmt: skip
 BLOCKS["lstm"] = recurrent("LSTM", 4, 0)
@@ -334,6 +389,7 @@ MUST_FIND = {
     "spatial_attention": [4, 5, 7], "channel_softmax": [5, 7], "normalized_groups": [5, 7], "instance": [5, 6, 7], "not_understood": [5, 7],
     "counted": [5, 7], "copied_shape": [5, 6, 7], "picked": [7], "padded_channels": [5, 7], "similarity": [4, 5, 7], "tied_layers": [5, 6, 7],
     "captured": [5, 7], "looked_up": [5, 7, 8], "few_channels": [5, 5, 7], "joined_frames": [5, 6, 7],
+    "folded_heads": [4, 5, 7], "repeated_heads": [4, 5, 7], "zero_states": [4, 5, 7],
 }  # fmt: skip
 """Units of each family of a model that is a stem of 7 channels, this block and a dense head."""
 

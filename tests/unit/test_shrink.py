@@ -272,3 +272,17 @@ def test_number_that_cannot_be_followed_is_overwritten() -> None:
     whole = net.op("Concat", size, size, net.ints(6, 16), axis=0)
     smaller = cut(computed_target(net, net.op("Slice", whole, net.ints(1), net.ints(4))), symbols=3)
     assert len([n for n in smaller.graph if n.op_type == "Where"]) == 1
+
+
+def test_split_in_a_body_of_control_flow_gets_its_sizes_too() -> None:
+    net, then, other = Net(), Net(prefix="then_"), Net(prefix="else_")
+    left, right = then.op("Split", then.op("MatMul", "rows", then.weight(4, 8)), axis=1, outputs=2)
+    then.op("MatMul", then.op("Mul", left, right), then.weight(4, 4), output="then_out")
+    other.op("Identity", "rows", output="else_out")
+    bodies = {
+        "then_branch": then.graph("then", {}, {"then_out": (1, ["N", 4])}),
+        "else_branch": other.graph("else", {}, {"else_out": (1, ["N", 4])}),
+    }
+    choice = net.op("Less", net.op("ReduceSum", "rows", keepdims=0), net.const(np.float32(1e6)))
+    net.op("If", choice, output="result", **bodies)
+    cut(net.build({"rows": ["N", 4]}, {"result": ["N", 4]}))

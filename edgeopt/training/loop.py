@@ -30,7 +30,7 @@ from edgeopt.training.schedule import rate, steps_between_looks
 if TYPE_CHECKING:
     from edgeopt.training.lesson import Part
 
-RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+RATES = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 """What ``learning_rate=auto`` tries."""
 _PROBE_SHARE, _SHORTEST_PROBE, _LONGEST_PROBE = 40, 8, 25
 """Steps of one probe: a fortieth of the training, within bounds."""
@@ -273,7 +273,7 @@ class _Run:
     def _probed(self, peak: float, steps: int) -> float:
         try:
             for step in range(steps):
-                self._step(step, rate(step, steps=2 * steps, peak=peak, schedule="constant"))
+                self._step(step, rate(step, steps=steps, peak=peak, schedule="linear"))
             held = self._judged()
         except _Diverged:
             held = math.inf

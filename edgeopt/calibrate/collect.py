@@ -25,8 +25,10 @@ from edgeopt.protocols import Evidence
 if TYPE_CHECKING:
     from edgeopt.protocols import Array
 
+_WAITING_EACH = 1 << 14
+"""Values of a tensor that go into its histogram together, on average: numpy's fixed cost for each call would dominate otherwise."""
 _MOST_WAITING = 1 << 21
-"""Values that are put into the histograms together, 8 MiB: numpy's fixed cost for each call would dominate otherwise."""
+"""And those of all tensors, 8 MiB."""
 
 
 @dataclass(slots=True)
@@ -136,6 +138,7 @@ class _Waiting:
     def __init__(self, observations: Mapping[str, Observation]) -> None:
         self._observations = observations
         self._arrays: dict[str, list[Array]] = {name: [] for name in observations}
+        self._most = min(_MOST_WAITING, _WAITING_EACH * len(observations))
         self._size = 0
 
     def add(self, name: str, values: Array) -> None:
@@ -143,7 +146,7 @@ class _Waiting:
         self._size += values.size
 
     def count_if_full(self) -> None:
-        if self._size >= _MOST_WAITING:
+        if self._size >= self._most:
             self.count()
 
     def count(self) -> None:

@@ -66,7 +66,9 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
             bench = _workbench(job, artifact, original, emit)
             if job.engines is not None:
                 bench = ahead.aimed(bench, job.engines, (job.data.calibration, job.data.eval))
-        search = Search(bench, CandidateCache(cache_folder, _facts(job)), job.order.policy.search)
+        policy = job.order.policy
+        cache = CandidateCache(cache_folder, _facts(job))
+        search = Search(bench, cache, policy.search, techniques=policy.techniques)
         trials = search.fixed(recipes) if job.order.only_recipe else search.run(recipes)
         with staged("select", emit):
             verdict = select.choose(

@@ -1,4 +1,4 @@
-"""Try candidates in order until the budget ends: first the planned recipes, then repairs of what came close.
+"""Try candidates in order until the budget ends: the planned recipes, repairs of what came close, then pruning of the best.
 
 Each attempt goes through the cache, so a restart goes on after the last finished trial. The first recipe is always
 tried: without it there would be no cleaned-up original to fall back on.
@@ -7,13 +7,13 @@ tried: without it there would be no cleaned-up original to fall back on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 from edgeopt import records, wire
 from edgeopt.errors import CandidateError, CompileFailed, MeasureFailed, PassFailed
-from edgeopt.records import Event, Recipe, Trial
-from edgeopt.stages import attempt, contest, mixed
+from edgeopt.records import Event, Recipe, Step, Trial
+from edgeopt.stages import attempt, contest, mixed, pruning
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.cache import CandidateCache
 from edgeopt.stages.events import staged
@@ -22,6 +22,10 @@ from edgeopt.stages.rehearsal import Rehearsal
 _ERRORS = (CandidateError, PassFailed, CompileFailed, MeasureFailed)
 _FAILURES = ("unexpected: ", *(f"{error.code}: " for error in _ERRORS))
 """How the reason of a trial begins that ended with an error; see :func:`~edgeopt.stages.attempt.attempt`."""
+
+
+_PLANNED_SHARE = 0.7
+"""Of the budget, for the planned recipes: what is found out by measuring must get its turn too."""
 
 
 class Search:
@@ -33,11 +37,14 @@ class Search:
         cache: CandidateCache,
         limits: records.Search,
         *,
+        techniques: records.Techniques | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bench = bench
         self._cache = cache
         self._budget_s = limits.budget_s
+        self._turn_s = self._budget_s
+        self._techniques = techniques or records.Techniques()
         self._clock = clock
         self._started_s = clock()
         self._tried = 0
@@ -46,14 +53,35 @@ class Search:
     def run(self, recipes: Iterable[Recipe]) -> list[Trial]:
         """Trials of the planned recipes and of the repairs that they call for."""
         families = contest.families(recipes)
+        self._turn_s = self._budget_s * (1.0 if self._techniques.prune == "off" else _PLANNED_SHARE)
         self._planned += sum(len(family) for family in families)
         rehearsal = Rehearsal(self._bench)
         trials = [trial for family in families for trial in self._best_of(family, rehearsal)]
+        self._turn_s = self._budget_s
         deadline_s = self._started_s + self._budget_s
         for base in mixed.bases(trials, self._bench):
             if self._clock() < deadline_s:
                 trials.extend(mixed.search(base, rehearsal, self._attempt, deadline_s=deadline_s))
+        trials.extend(self._pruned(trials, rehearsal, deadline_s))
         return trials
+
+    def _pruned(self, trials: Sequence[Trial], rehearsal: Rehearsal, deadline_s: float) -> Iterator[Trial]:
+        """Trials that prune the best so far; a model in which nothing can go is one refused trial with the reason."""
+        if self._techniques.prune != "auto" or self._clock() > deadline_s:
+            return
+        base = pruning.base(trials, self._bench)
+        if base is None:
+            return
+        reason = pruning.refusal(self._bench)
+        if reason is None:
+            try:
+                prepared = pruning.prepare(base, rehearsal)
+            except CandidateError as error:
+                reason = f"{error.code}: {error.message}"
+            else:
+                yield from pruning.search(prepared, self._attempt, deadline_s=deadline_s)
+                return
+        yield self._lost(Recipe(steps=(*pruning.clean_up(base), Step.of(pruning.TECHNIQUE))), reason)
 
     def fixed(self, recipes: Iterable[Recipe]) -> list[Trial]:
         """Trials of these recipes and no others."""
@@ -78,7 +106,7 @@ class Search:
         return trial
 
     def _is_over(self) -> bool:
-        return self._tried > 0 and self._clock() - self._started_s > self._budget_s
+        return self._tried > 0 and self._clock() - self._started_s > self._turn_s
 
     def _attempt(self, recipe: Recipe) -> Trial:
         over = self._is_over()
@@ -90,7 +118,7 @@ class Search:
         self._bench.emit(Event(kind="cache", fields={"result": "hit" if trial else "miss"}))
         if trial is None:
             if over:
-                return Trial(recipe=recipe, refused=f"the budget of {self._budget_s:g} s was used up before its turn")
+                return Trial(recipe=recipe, refused=f"the budget of {self._turn_s:g} s was used up before its turn")
             trial = attempt.attempt(recipe, self._bench)
             self._cache.keep(trial)
         self._tell(trial)

@@ -65,13 +65,13 @@ def groups(
     layers = quantizer.layers(model)
     names = [str(output.name) for output in model.graph.outputs]
     original = [list(outputs.values()) for outputs in evidence.observe(model, names)]
-    costs = shares(_times(model, layers, seconds))
+    costs = shares(layer_seconds(model, layers, seconds))
     found = []
     for members in together(layers):
         changed = quantizer.apply(model, _only(step, members, layers), evidence)
         outputs = [list(outputs.values()) for outputs in evidence.observe(changed, names)]
         share = sum(costs[name] for name in members)
-        found.append(Group(layers=members, damage=_damage(original, outputs), share=share))
+        found.append(Group(layers=members, damage=damage(original, outputs), share=share))
     return found
 
 
@@ -96,7 +96,7 @@ def _only(step: Step, members: Sequence[str], layers: Sequence[str]) -> dict[str
     return dict(skipping(step, rest).settings)
 
 
-def _damage(original: Sequence[Sequence[NDArray[Any]]], changed: Sequence[Sequence[NDArray[Any]]]) -> float:
+def damage(original: Sequence[Sequence[NDArray[Any]]], changed: Sequence[Sequence[NDArray[Any]]]) -> float:
     """Noise over signal power, summed over the samples, of the worst floating-point output."""
     worst = 0.0
     for index in range(len(original[0])):
@@ -114,7 +114,7 @@ def _noise(original: NDArray[Any], changed: NDArray[Any]) -> tuple[float, float]
     return noise_and_signal(original, changed)
 
 
-def _times(model: Model, layers: Sequence[str], seconds: Mapping[str, float]) -> dict[str, float]:
+def layer_seconds(model: Model, layers: Sequence[str], seconds: Mapping[str, float]) -> dict[str, float]:
     """The layers' own times; one that the runtime renamed beyond recognition counts as the median."""
     aliases = {name: {name} for name in layers}
     for node in model.graph:

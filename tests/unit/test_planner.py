@@ -139,3 +139,18 @@ def test_number_of_trials_is_capped_and_the_rest_is_named() -> None:
     plan = _plan(policy=Policy(search=Search(trials=2)))
     assert len(plan.recipes) == 2
     assert any(trial.refused == "beyond search.trials" for trial in plan.left_out)
+
+
+def test_pruning_and_distillation_that_the_operator_spells_out_become_a_recipe_alone_and_with_int8() -> None:
+    passes = {**PASSES, "prune_channels": OpenPass("prune_channels"), "distill": OpenPass("distill")}
+    wish = Techniques(prune={"criterion": "l1", "removed": {"conv.weight": 8}}, distill={"steps": 200})
+    plan = _plan(policy=Policy(techniques=wish), passes=passes)
+    asked = [recipe for recipe in plan.recipes if "prune_channels" in {step.technique for step in recipe.steps}]
+    names = [tuple(step.technique for step in recipe.steps) for recipe in asked]
+    assert names[0] == ("tidy", "fold_batch_norm", "prune_channels", "distill")
+    assert names[1] == (*names[0], "quantize_static")
+    assert dict(asked[0].steps[2].settings) == {"criterion": "l1", "removed": '{"conv.weight": 8}'}
+
+
+def test_pruning_left_to_the_search_is_not_planned() -> None:
+    assert "prune_channels" not in _techniques(_plan())

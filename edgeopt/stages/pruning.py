@@ -1,0 +1,216 @@
+"""How much to prune, and where: found by measuring, after the planned recipes were tried.
+
+Takes the best candidate so far and puts ``prune_channels`` behind its clean-up. What a family of channels costs is the time that this device
+spends in its layers (for objective size: its bytes), what it is worth is what its readers lose by the second-order criterion; ``allotment``
+makes counts of the two. How far to go is bisected, judged on calibration samples through the target's kernels; only then is a candidate
+attempted like any other. Where even the smallest step is too much it is attempted all the same, so that the report shows the refusal.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgeopt.calibrate import importance, removal
+from edgeopt.calibrate.importance import Ranking, Scores
+from edgeopt.calibrate.removal import PruneScheme
+from edgeopt.calibrate.shapes import observed_shapes
+from edgeopt.errors import CandidateError
+from edgeopt.graph import groups, quantizable, shrink, tensors
+from edgeopt.graph.groups import Family
+from edgeopt.records import Recipe, Step, Trial
+from edgeopt.stages import attempt, select, sensitivity
+from edgeopt.stages.allotment import Share, allot
+from edgeopt.stages.attempt import Workbench
+from edgeopt.stages.events import staged
+from edgeopt.stages.rehearsal import Rehearsal
+
+if TYPE_CHECKING:
+    from edgeopt.protocols import Model
+
+TECHNIQUE = "prune_channels"
+CLEAN_UP = ("tidy", "fold_batch_norm")
+_DEEPEST = 0.5
+"""Share of a family that may go at most: beyond it the ranking costs more than such a candidate is worth."""
+_LEAST, _MOST = 0.03, 0.6
+"""Shares of the whole cost that pruning may be asked to save."""
+_BISECTIONS = 5
+_MARGIN = 0.8
+"""The calibration samples must be served better than the budget, for the eval samples will be a little worse."""
+_WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (0, 1), "LSTM": (1, 2), "GRU": (1, 2)}
+"""Where the inputs lie whose size decides what the layer costs."""
+_RETRIES = 2
+_STEP_BACK = 0.75
+
+
+def base(trials: Iterable[Trial], bench: Workbench) -> Trial | None:
+    """The candidate that pruning starts from: the best of those that may win, or the cleaned-up original."""
+    measured = [trial for trial in trials if trial.measurement is not None and trial.recipe.steps]
+    admitted = [
+        trial
+        for trial in measured
+        if trial.measurement is not None and select.shortcoming(trial.measurement, bench.goal) is None
+    ]
+    if admitted:
+        return max(admitted, key=lambda trial: select.rank(trial, bench.goal))
+    return next((trial for trial in measured if all(step.technique in CLEAN_UP for step in trial.recipe.steps)), None)
+
+
+def refusal(bench: Workbench) -> str | None:
+    """Why nothing is pruned here, in one sentence; None where something may be."""
+    if bench.evidence.synthetic or not bench.evidence.sample_count:
+        return "no real samples were given, and without them a pruned model may not win"
+    if bench.target.compute_capability:
+        return "what pruning gains is measured, and this target's engines cannot run here"
+    return bench.passes[TECHNIQUE].refuse(bench.signature, bench.target)
+
+
+def clean_up(trial: Trial) -> tuple[Step, ...]:
+    """The steps of ``trial`` that come before pruning."""
+    kept = sum(step.technique in CLEAN_UP for step in trial.recipe.steps)
+    return trial.recipe.steps[:kept]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruning:
+    """One recipe with pruning put behind its clean-up."""
+
+    bench: Workbench
+    rehearsal: Rehearsal
+    before: tuple[Step, ...]
+    after: tuple[Step, ...]
+    shares: tuple[Share, ...]
+    whole: float
+    """Seconds or bytes of the whole model."""
+
+    def recipe(self, share: float, *between: Step) -> Recipe | None:
+        """The recipe that saves ``share`` of the whole cost, with ``between`` behind the pruning; None where nothing would go."""
+        removed = allot(self.shares, share * self.whole)
+        if not removed:
+            return None
+        step = Step.of(TECHNIQUE, removed=json.dumps(dict(sorted(removed.items()))))
+        return Recipe(steps=(*self.before, step, *between, *self.after))
+
+    def is_right(self, recipe: Recipe) -> bool:
+        """Within the quality budget on calibration samples, with a margin."""
+        try:
+            found = self.rehearsal.quality(recipe)
+        except CandidateError:
+            return False
+        return found.ci95[1] <= _MARGIN * self.bench.goal.max_drop
+
+
+def prepare(base: Trial, rehearsal: Rehearsal) -> Pruning:
+    """Measure what every family costs and is worth; raises :class:`~edgeopt.errors.CandidateError` where nothing can be pruned."""
+    bench = rehearsal.bench
+    before = clean_up(base)
+    after = base.recipe.steps[len(before) :]
+    with staged("sensitivity", bench.emit):
+        model = attempt.compress(Recipe(steps=before), bench)
+        costs, whole = _costs(model, Recipe(steps=before), bench)
+        return Pruning(
+            bench=bench,
+            rehearsal=rehearsal,
+            before=before,
+            after=after,
+            shares=tuple(_shares(model, costs, bench)),
+            whole=whole,
+        )
+
+
+def search(pruning: Pruning, attempt_one: Callable[[Recipe], Trial], *, deadline_s: float) -> Iterator[Trial]:
+    """Trials, the furthest that is right first; ends at ``deadline_s`` (monotonic)."""
+    share = furthest(pruning, deadline_s)
+    for _ in range(_RETRIES):
+        recipe = pruning.recipe(share)
+        if recipe is None or time.monotonic() > deadline_s:
+            return
+        trial = attempt_one(recipe)
+        yield trial
+        if share <= _LEAST or _is_within(trial, pruning.bench):
+            return
+        share = max(_LEAST, share * _STEP_BACK)
+
+
+def furthest(pruning: Pruning, deadline_s: float, *between: Step) -> float:
+    """The largest share that rehearses right, to a bisection's width; ``_LEAST`` where none does."""
+    low, high = _LEAST, _MOST
+    least = pruning.recipe(low, *between)
+    if least is None or not pruning.is_right(least):
+        return low
+    for _ in range(_BISECTIONS):
+        if time.monotonic() > deadline_s:
+            break
+        middle = (low * high) ** 0.5
+        recipe = pruning.recipe(middle, *between)
+        if recipe is not None and pruning.is_right(recipe):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _is_within(trial: Trial, bench: Workbench) -> bool:
+    return trial.measurement is not None and trial.measurement.quality.ci95[1] <= bench.goal.max_drop
+
+
+# ---------------------------------------------------------------- what a family costs
+def _costs(model: Model, recipe: Recipe, bench: Workbench) -> tuple[dict[str, float], float]:
+    """By a weight's name what the layer that reads it costs, and the whole model's cost."""
+    readers = {
+        str(value.name): quantizable.layer_name(node)
+        for node in model.graph
+        for value in (node.inputs[place] for place in _WEIGHTS.get(node.op_type, ()))
+        if value is not None and tensors.constant(value) is not None
+    }
+    if bench.goal.objective != "latency":
+        sizes = {name: _bytes(model, name) for name in readers}
+        return sizes, float(tensors.parameter_bytes(model))
+    artifact = attempt.compile_recipe(model, recipe, bench)
+    seconds = bench.runtime.node_seconds(Path(artifact.path), bench.timed, threads=bench.target.threads)
+    layers = list(dict.fromkeys(readers.values()))
+    times = sensitivity.layer_seconds(model, layers, seconds)
+    return {name: times[layer] for name, layer in readers.items()}, sum(seconds.values())
+
+
+def _bytes(model: Model, name: str) -> float:
+    value = model.graph.initializers.get(name)
+    tensor = tensors.constant(value) if value is not None else None
+    return float(tensor.nbytes) if tensor is not None else 0.0
+
+
+def _family_cost(family: Family, costs: Mapping[str, float]) -> float:
+    """What all units of the family cost together: a layer counts once for its rows and once for its columns."""
+    weights = {(slot.constant, slot.axis) for slot in family.slots}
+    return sum(costs.get(constant, 0.0) for constant, _ in weights)
+
+
+# ---------------------------------------------------------------- what a family is worth
+def _shares(model: Model, costs: Mapping[str, float], bench: Workbench) -> Iterator[Share]:
+    scheme = PruneScheme(ratio=_DEEPEST, families="inner")
+    plain = shrink.unshared(model)  # as the pass itself does: the names of the families must be the same
+    families = removal.candidates(groups.find(plain, observed_shapes(model, bench.evidence)).families, scheme)
+    depths = removal.depths(families, scheme)
+    scores = importance.scores(plain, families, Ranking(criterion="obs", depths=depths), bench.evidence)
+    for family in families:
+        step = removal.block(family, scheme)
+        if family.name in scores and depths[family.name] >= step:
+            yield Share(
+                name=family.name,
+                units=family.units,
+                step=step,
+                cost=_family_cost(family, costs),
+                damages=_damages(scores[family.name], step, depths[family.name]),
+            )
+
+
+def _damages(scores: Scores, step: int, depth: int) -> tuple[float, ...]:
+    """Damage to the readers once 1, 2, 3 ... steps of the least important units are gone, relative to their outputs."""
+    summed = np.cumsum(np.sort(scores))
+    return tuple(float(summed[count - 1]) for count in range(step, depth + 1, step))

@@ -1,0 +1,78 @@
+"""Pruning as part of an ordinary job: a network with channels to spare gets smaller, is measured, and is published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeopt.oneshot import Request, default_limits, run
+from edgeopt.records import Goal, Policy, Search, Techniques
+
+WIDTH, USED = 96, 24
+
+
+def _wasteful_model(path: Path) -> None:
+    """Three 3x3 convolutions of 96 channels whose last 72 channels are mixtures of the first 24."""
+    random = np.random.default_rng(0)
+
+    def spread(weight: np.ndarray) -> np.ndarray:
+        """Rows beyond ``USED`` repeat earlier rows."""
+        return np.concatenate([weight[:USED]] * (WIDTH // USED))
+
+    shapes = [(WIDTH, 3), (WIDTH, WIDTH), (WIDTH, WIDTH)]
+    weights = [spread(random.normal(size=(*shape, 3, 3)) / (3 * np.sqrt(shape[1]))) for shape in shapes]
+    head = random.normal(size=(10, WIDTH)) / np.sqrt(WIDTH)
+    arrays = {f"conv{number}.weight": weight for number, weight in enumerate(weights)} | {"head.weight": head}
+    nodes, value = [], "image"
+    for number in range(len(weights)):
+        nodes.append(helper.make_node("Conv", [value, f"conv{number}.weight"], [f"c{number}"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"]))
+        value = f"r{number}"
+    nodes += [
+        helper.make_node("GlobalAveragePool", [value], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "head.weight"], ["embedding"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "wasteful",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 32, 32])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [1, 10])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+
+
+@pytest.mark.slow
+def test_network_with_channels_to_spare_is_pruned_and_published(tmp_path: Path) -> None:
+    _wasteful_model(tmp_path / "wasteful.onnx")
+    images = np.random.default_rng(1).normal(size=(48, 3, 32, 32)).astype(np.float32)
+    np.savez(tmp_path / "calibration.npz", image=images[:32])
+    np.savez(tmp_path / "eval.npz", image=images[32:])
+    policy = Policy(goal=Goal(objective="size"), search=Search(budget_s=60.0), techniques=Techniques(quantize="off"))
+    request = Request(
+        model=tmp_path / "wasteful.onnx",
+        calibration=tmp_path / "calibration.npz",
+        eval=tmp_path / "eval.npz",
+        policy=policy,
+        limits=default_limits(),
+        out=tmp_path / "out",
+    )
+    result = run(request, on_event=lambda _event: None)
+    tried = [candidate for candidate in result.manifest["candidates"] if _is_pruned(candidate["recipe"])]
+    assert tried, [candidate["recipe"] for candidate in result.manifest["candidates"]]
+    right = [candidate for candidate in tried if "refused" not in candidate]
+    assert right, [candidate["refused"] for candidate in tried]
+    assert _is_pruned(result.manifest["recipe"])
+    weight = ir.load(result.folder / "model.onnx").graph.initializers
+    assert max(value.shape[0] for name, value in weight.items() if name.startswith("conv1.weight")) < WIDTH
+
+
+def _is_pruned(recipe: list[dict[str, object]]) -> bool:
+    return any(step["technique"] == "prune_channels" and json.loads(str(step["removed"])) for step in recipe)

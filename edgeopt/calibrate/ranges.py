@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import isfinite, log
-from typing import TypeAlias
+from math import isfinite
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from edgeopt.errors import PassFailed
 PERCENTILE = 99.99
 _CLIP_STEPS = 96
 _SMALLEST_CLIP = 0.05
+_TINY = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +133,7 @@ def entropy(stats: TensorStats, levels: int = 128) -> Range:
         return min_max(stats)
     stride = max(1, (counts.size - levels) // (2 * _CLIP_STEPS))
     sizes = [*range(levels, counts.size, stride), counts.size]
-    sums = _Sums.of(counts)
-    best = min(sizes, key=lambda size: _divergence(counts, sums, size=size, levels=levels))
+    best = sizes[int(np.argmin(_divergences(counts, np.array(sizes), levels)))]
     limit = best * stats.histogram.width
     return min_max(stats) if best == counts.size else _clipped(stats, -limit, limit)
 
@@ -180,42 +180,36 @@ def _rounding_error(values: NDArray[np.float64], covered: Range, levels: int) ->
     return difference
 
 
-@dataclass(frozen=True, slots=True)
-class _Sums:
-    """What all bins before a place add up to; entry 0 is zero. Any stretch of bins is then one subtraction."""
+def _divergences(counts: NDArray[np.float64], sizes: NDArray[np.int64], levels: int) -> NDArray[np.float64]:
+    """For each of ``sizes``: KL divergence of that many bins, outliers in the last one, from the same bins in ``levels`` steps.
 
-    counts: NDArray[np.float64]
-    logs: NDArray[np.float64]
-    """Of ``count * log(count)``."""
-    occupied: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, counts: NDArray[np.float64]) -> _Sums:
-        parts = (counts, counts * np.log(np.maximum(counts, 1.0)), (counts > 0).astype(np.float64))
-        return cls(*(np.concatenate([[0.0], np.cumsum(part)]) for part in parts))
-
-
-def _divergence(counts: NDArray[np.float64], sums: _Sums, *, size: int, levels: int) -> float:
-    """KL divergence of the first ``size`` bins, outliers in the last one, from the same bins in ``levels`` steps.
-
-    A step gives each of its occupied bins the mean of their counts, so both sums of logarithms are sums over steps.
+    A step gives each of its occupied bins the mean of their counts, so both sums of logarithms are sums over steps, and a
+    step's sum is the difference of two running ones. Shapes: counts (bins,), the result that of ``sizes``.
     """
-    kept, total = sums.counts[size], sums.counts[-1]
-    if not kept:
-        return float("inf")
-    edges = np.append(np.arange(levels) * size // levels, size)
-    inside, filled = np.diff(sums.counts[edges]), np.diff(sums.occupied[edges])
-    means = inside[inside > 0] / filled[inside > 0]
-    last, outliers = counts[size - 1], total - kept
+    running, logs, occupied = (_running(part) for part in (counts, _times_log(counts), counts > 0))
+    edges = np.append(np.arange(levels) * sizes[:, None] // levels, sizes[:, None], axis=1)
+    inside, filled = np.diff(running[edges], axis=1), np.diff(occupied[edges], axis=1)
+    means = inside / np.maximum(filled, 1.0)
+    kept, total, last = running[sizes], running[-1], counts[sizes - 1]
+    outliers = total - kept
     # A bin that only outliers fill has no counterpart after rounding; a tiny one keeps the logarithm finite.
-    tiny = 1e-6 if outliers and not last else 0.0
-    coarse_last = tiny or inside[-1] / max(filled[-1], 1.0)
-    spread = sums.logs[size - 1] + _times_log(last + outliers) - total * log(total)
-    coarse = inside[inside > 0] @ np.log(means) - total * log(kept + tiny)
-    if outliers:
-        coarse += outliers * log(coarse_last)
-    return float(spread - coarse) / float(total)
+    tiny = np.where((outliers > 0) & (last == 0), _TINY, 0.0)
+    exact = logs[sizes - 1] + _times_log(last + outliers) - total * np.log(total)
+    coarse = (inside * _log(means)).sum(axis=1) + outliers * _log(np.where(tiny > 0, tiny, means[:, -1]))
+    found = (exact - coarse + total * _log(kept + tiny)) / total
+    return np.where(kept > 0, found, np.inf)
 
 
-def _times_log(count: float) -> float:
-    return count * log(count) if count else 0.0
+def _running(values: NDArray[Any]) -> NDArray[np.float64]:
+    """What all entries before a place add up to; entry 0 is zero."""
+    return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+
+
+def _log(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of zero it is zero: it is only ever multiplied by zero then."""
+    logarithms: NDArray[np.float64] = np.log(np.where(values > 0, values, 1.0))
+    return logarithms
+
+
+def _times_log(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    return counts * _log(counts)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from edgeopt.calibrate.histogram import BINS, Histogram, exponent_of
-from edgeopt.calibrate.ranges import METHODS, Range, TensorStats, _divergence, _Sums, range_of
+from edgeopt.calibrate.ranges import METHODS, Range, TensorStats, _divergences, range_of
 from edgeopt.errors import PassFailed
 
 values = arrays.arrays(np.float32, st.integers(1, 60), elements=st.floats(-1e8, 1e8, width=32))
@@ -148,7 +148,9 @@ def divergence_bin_by_bin(counts: np.ndarray, size: int, levels: int) -> float:
 def test_the_divergence_by_steps_is_that_of_every_bin(drawn: np.ndarray, data: st.DataObject) -> None:
     counts = drawn.astype(np.float64)
     size = data.draw(st.integers(8, counts.size))
-    found = _divergence(counts, _Sums.of(counts), size=size, levels=8)
+    if not counts.any():
+        return  # the caller keeps at least one occupied bin
+    (found,) = _divergences(counts, np.array([size]), 8)
     if counts[:size].any():
         assert found == pytest.approx(divergence_bin_by_bin(counts, size, 8), abs=1e-9)
     else:

@@ -12,10 +12,7 @@ def without_effect(config: Config) -> tuple[str, ...]:
     """One sentence for every key that is set to something this version does not do."""
     techniques = config.techniques
     asked = {
-        "target.name": config.target.name.startswith("tensorrt"),
-        "target.compute_capability": bool(config.target.compute_capability),
-        "techniques.prune": techniques.prune not in ("auto", "off"),
-        "techniques.distill": techniques.distill not in ("auto", "off"),
+        "target.name": config.target.name == "tensorrt",
         "techniques.merge": techniques.merge not in ("auto", "off"),
         "intake.keys": config.intake.keys is not None,
         "publish.to": bool(config.publish.to),

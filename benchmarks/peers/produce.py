@@ -132,13 +132,20 @@ def _is_worth_another_try(record: Record, limit_s: float, *, again: bool) -> boo
     return again and bool(record.failure)
 
 
+_WISHES = """techniques: {prune: "off"}
+search: {budget: 4m}
+"""
+
+
 def _command(entry: Entry, given: Prepared, home: Path, work: Path) -> list[str]:
     out = home / "out"
     if entry.tool != OWN:
         python = work / "venvs" / entry.tool / "bin" / "python"
         return [str(python), str(entry.script), entry.recipe, str(_private(given, home)), str(out / "model.onnx")]
     samples = ["--calibration", str(given.calibration), "--eval", str(given.eval)]
-    wishes = ["--objective", entry.recipe, "--out", str(out)]
+    # Quantization is held against quantization; pruning is a matter of its own, and takes minutes.
+    (home / "job.yaml").write_text(_WISHES)
+    wishes = ["--objective", entry.recipe, "--job", str(home / "job.yaml"), "--out", str(out)]
     return [sys.executable, "-m", "edgeopt", "optimize", str(given.model), *samples, *wishes]
 
 

@@ -26,6 +26,8 @@ _FAILURES = ("unexpected: ", *(f"{error.code}: " for error in _ERRORS))
 
 _PLANNED_SHARE = 0.7
 """Of the budget, for the planned recipes: what is found out by measuring must get its turn too."""
+_PRUNING_SHARE = 0.3
+"""Of the budget, for pruning: on lean networks it gains a few percent, and somebody waits for the version."""
 
 
 class Search:
@@ -72,6 +74,7 @@ class Search:
         base = pruning.base(trials, self._bench)
         if base is None:
             return
+        started_s = self._clock()
         reason = pruning.refusal(self._bench)
         if reason is None:
             try:
@@ -79,7 +82,8 @@ class Search:
             except CandidateError as error:
                 reason = f"{error.code}: {error.message}"
             else:
-                yield from pruning.search(prepared, self._attempt, deadline_s=deadline_s)
+                latest_s = min(deadline_s, started_s + _PRUNING_SHARE * self._budget_s)
+                yield from pruning.search(prepared, self._attempt, deadline_s=latest_s)
                 return
         yield self._lost(Recipe(steps=(*pruning.clean_up(base), Step.of(pruning.TECHNIQUE))), reason)
 

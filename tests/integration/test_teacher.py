@@ -16,7 +16,9 @@ from edgeopt import oneshot
 from edgeopt.records import Goal, Policy, Quality, Recipe, Search, Step, TargetRequest, Techniques
 from edgeopt.stages import teachers
 
-TAUGHT = Recipe(steps=(Step.of("tidy"), Step.of("distill", steps=200, batch=16, learning_rate=0.01, loss="kl")))
+TAUGHT = Recipe(
+    steps=(Step.of("tidy"), Step.of("distill", steps=200, batch=16, learning_rate=0.01, loss="kl", patience=20))
+)
 
 
 def samples(file: Path, *, count: int, seed: int) -> Path:

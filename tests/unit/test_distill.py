@@ -107,14 +107,14 @@ def test_teacher_of_another_interface_is_refused_and_one_of_other_names_is_taken
 
 
 def test_int8_aware_student_loses_less_when_it_is_quantized() -> None:
-    teacher = builders.relu_chain(seed=2)
+    teacher = builders.relu_chain(seed=10)
     evidence = builders.FakeEvidence(teacher, samples=24)
     quantize = {"method": "min_max"}
     plain = QuantizeStatic().apply(teacher, quantize, evidence)
     # the student is the teacher itself: what it can learn is to be rounded
     settings = {**QUICK, "steps": 120, "fake_quantize": "int8", "loss": "mse"}
     aware = QuantizeStatic().apply(distill.Distill().apply(teacher, settings, evidence), quantize, evidence)
-    assert distance(aware, teacher) < 0.8 * distance(plain, teacher)
+    assert distance(aware, teacher) < 0.5 * distance(plain, teacher)
 
 
 def test_sparse_weights_stay_sparse() -> None:

@@ -21,7 +21,7 @@ _AS_FAST = 0.95
 """The speedup that counts as no slower: the interval of equal models reaches a few percent below 1."""
 _TRAINING_SHARE = 0.5
 """Of the budget; the other half is for what is made of the taught student."""
-_CLEANING = frozenset({"tidy", "fold_batch_norm"})
+_BEFORE = frozenset({"tidy", "fold_batch_norm", "prune_channels", "prune_weights"})
 
 
 def answers(
@@ -52,16 +52,18 @@ def lenient(goal: Goal, student: Quality) -> Goal:
 
 
 def taught(recipes: tuple[Recipe, ...], policy: Policy) -> tuple[Recipe, ...]:
-    """The planned recipes with the student taught first: behind the clean-up, before anything that takes precision away.
+    """The planned recipes with the student taught: behind clean-up and pruning, before anything that takes precision away.
 
-    The plain clean-up stays in front, as what is published where nothing wins. Training may use half of the budget; the recipes share it.
+    The plain clean-up stays in front, as what is published where nothing wins. Training may use half of the budget, unless the operator spelled its
+    settings out; the recipes share it.
     """
     if policy.techniques.distill == "off":
         return recipes
-    step = Step.of("distill", seconds=policy.search.budget_s * _TRAINING_SHARE)
+    spelled_out = [step for recipe in recipes for step in recipe.steps if step.technique == "distill"]
+    step = spelled_out[0] if spelled_out else Step.of("distill", seconds=policy.search.budget_s * _TRAINING_SHARE)
     made = [recipes[0]] if recipes else []
     for recipe in recipes:
-        split = next((index for index, each in enumerate(recipe.steps) if each.technique not in _CLEANING), None)
-        steps = recipe.steps[:split]
-        made.append(Recipe(steps=(*steps, step, *(recipe.steps[len(steps) :]))))
+        kept = [each for each in recipe.steps if each.technique != "distill"]
+        split = next((index for index, each in enumerate(kept) if each.technique not in _BEFORE), len(kept))
+        made.append(Recipe(steps=(*kept[:split], step, *kept[split:])))
     return tuple(dict.fromkeys(made))[: policy.search.trials]

@@ -66,6 +66,9 @@ def test_every_recipe_of_a_taught_job_but_the_clean_up_teaches_first() -> None:
         ["tidy", "fold_batch_norm", "distill", "quantize_static"],
     ]
     assert dict(made[1].steps[-1].settings) == {"seconds": 50.0}
+    asked = (Step.of("tidy"), Step.of("prune_channels"), Step.of("distill", steps=7))
+    spelled_out = teachers.taught((planned[1], Recipe(steps=asked)), policy)
+    assert [recipe.steps for recipe in spelled_out] == [planned[1].steps, (asked[0], asked[2]), asked]
     assert teachers.taught(planned, replace(policy, techniques=Techniques(distill="off"))) == planned
     assert len(teachers.taught(planned, replace(policy, search=Search(trials=2)))) == 2
 

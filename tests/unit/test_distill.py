@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install 'edgeopt[t
 from edgeopt.errors import PassFailed  # noqa: E402 - torch may be missing
 from edgeopt.passes import QuantizeStatic  # noqa: E402
 from edgeopt.training import checkpoint, distill, loop, mode  # noqa: E402
+from edgeopt.training import course as courses  # noqa: E402
 from edgeopt.training.course import Course  # noqa: E402
 from edgeopt.training.lesson import Lesson, Part  # noqa: E402
 from edgeopt.training.replay import Replay, write_back  # noqa: E402
@@ -148,6 +149,10 @@ def test_senseless_setting_is_refused_by_name(settings, message) -> None:
     with pytest.raises(PassFailed, match=message) as failure:
         distill.Distill().apply(student, settings, evidence)
     assert failure.value.hint
+
+
+def test_whole_number_serves_where_a_number_is_due() -> None:
+    assert courses.read({"weight_decay": 1, "steps": 5}, technique="distill") == Course(weight_decay=1.0, steps=5)
 
 
 def test_device_without_room_for_one_sample_is_told_so() -> None:

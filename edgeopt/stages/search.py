@@ -45,6 +45,7 @@ class Search:
         self._bench = bench
         self._cache = cache
         self._budget_s = limits.budget_s
+        self._trials = limits.trials
         self._turn_s = self._budget_s
         self._techniques = techniques or records.Techniques()
         self._clock = clock
@@ -69,7 +70,8 @@ class Search:
 
     def _pruned(self, trials: Sequence[Trial], rehearsal: Rehearsal, deadline_s: float) -> Iterator[Trial]:
         """Trials that prune the best so far; a model in which nothing can go is one refused trial with the reason."""
-        if self._techniques.prune != "auto" or self._clock() > deadline_s:
+        enough = self._trials is not None and self._tried >= self._trials
+        if self._techniques.prune != "auto" or enough or self._clock() > deadline_s:
             return
         base = pruning.base(trials, self._bench)
         if base is None:

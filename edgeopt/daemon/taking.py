@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from edgeopt.config import reader
 from edgeopt.daemon import gate, gate_zip, protowalk, samples_folder, take
 from edgeopt.daemon.drops import Drop, full_path
 from edgeopt.daemon.names import escaped, model_format
@@ -131,6 +130,8 @@ class Taking:
 
     def named_teacher(self) -> str | None:
         """Where the model lies that the job file calls ``teacher``; what else is wrong with that file, the worker tells."""
+        from edgeopt.config import reader  # YAML, which a drop without a job file does not need
+
         if self.files.job_file is None:
             return None
         with storage_errors("reading the staged job file"):

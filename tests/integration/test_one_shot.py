@@ -96,7 +96,7 @@ def test_interruption_ends_the_worker_and_leaves_nothing(number: signal.Signals,
     workers = _children(process.pid)
     assert workers
     process.send_signal(number)
-    assert process.wait(30) == 130
+    assert process.wait(60) == 130
     assert "Traceback" not in process.stderr.read()
     process.stderr.close()
     assert not [worker for worker in workers if _is_alive(worker)]

@@ -48,8 +48,8 @@ class Histogram:
             raise ValueError("a histogram counts finite values only")
         # The grid is half open: a value at its upper end would move to another bin when the grid grows.
         self._grow(exponent_of(limit) + int(flat.max() == 2.0 ** exponent_of(limit)))
-        # Dividing by the width, a power of two, is exact in every type that holds the result.
-        places = np.floor(flat * flat.dtype.type(1.0 / self.width)).astype(np.intp)
+        # In float32 the tiniest negative value would become zero, which is another bin.
+        places = np.floor(np.multiply(flat, 1.0 / self.width, dtype=np.float64)).astype(np.intp)
         places += _HALF
         self.counts += np.bincount(places, minlength=BINS)
 

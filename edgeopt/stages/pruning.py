@@ -3,7 +3,7 @@
 Takes the best candidate so far and puts ``prune_channels`` behind its clean-up. What a family of channels costs is the time that this device
 spends in its layers (for objective size: its bytes), what it is worth is what its readers lose by the second-order criterion; ``allotment``
 makes counts of the two. How far to go is bisected, judged on calibration samples through the target's kernels; only then is a candidate
-attempted like any other. Where even the smallest step is too much it is attempted all the same, so that the report shows the refusal.
+attempted like any other, on the eval samples. Where even the smallest step worth its time is wrong, the report says by how much.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ TECHNIQUE = "prune_channels"
 CLEAN_UP = ("tidy", "fold_batch_norm")
 _DEEPEST = 0.5
 """Share of a family that may go at most: beyond it the ranking costs more than such a candidate is worth."""
-_LEAST, _MOST = 0.03, 0.6
-"""Shares of the whole cost that pruning may be asked to save."""
+_LEAST, _MOST = 0.1, 0.6
+"""Shares of the layers' cost that pruning may be asked to save: less is not worth the minutes that it takes."""
 _BISECTIONS = 5
 _MARGIN = 0.8
 """The calibration samples must be served better than the budget, for the eval samples will be a little worse."""
@@ -87,23 +87,25 @@ class Pruning:
     after: tuple[Step, ...]
     shares: tuple[Share, ...]
     whole: float
-    """Seconds or bytes of the whole model."""
+    """Cost of all layers, in the shares' unit."""
 
-    def recipe(self, share: float, *between: Step) -> Recipe | None:
-        """The recipe that saves ``share`` of the whole cost, with ``between`` behind the pruning; None where nothing would go."""
+    def recipe(self, share: float) -> Recipe | None:
+        """The recipe that saves ``share`` of the whole cost; None where nothing would go."""
         removed = allot(self.shares, share * self.whole)
         if not removed:
             return None
         step = Step.of(TECHNIQUE, removed=json.dumps(dict(sorted(removed.items()))))
-        return Recipe(steps=(*self.before, step, *between, *self.after))
+        return Recipe(steps=(*self.before, step, *self.after))
 
-    def is_right(self, recipe: Recipe) -> bool:
-        """Within the quality budget on calibration samples, with a margin."""
+    def shortcoming(self, recipe: Recipe) -> str | None:
+        """Why ``recipe`` is not right enough on calibration samples, with a margin; None where it is."""
         try:
             found = self.rehearsal.quality(recipe)
-        except CandidateError:
-            return False
-        return found.ci95[1] <= _MARGIN * self.bench.goal.max_drop
+        except CandidateError as error:
+            return f"{error.code}: {error.message}"
+        if found.ci95[1] <= _MARGIN * self.bench.goal.max_drop:
+            return None
+        return f"not timed: {found.metric} may drop by up to {found.ci95[1]:.3g} on {found.samples} calibration samples"
 
 
 def prepare(base: Trial, rehearsal: Rehearsal) -> Pruning:
@@ -124,9 +126,21 @@ def prepare(base: Trial, rehearsal: Rehearsal) -> Pruning:
         )
 
 
-def search(pruning: Pruning, attempt_one: Callable[[Recipe], Trial], *, deadline_s: float) -> Iterator[Trial]:
-    """Trials, the furthest that is right first; ends at ``deadline_s`` (monotonic)."""
-    share = furthest(pruning, deadline_s)
+def search(
+    pruning: Pruning,
+    attempt_one: Callable[[Recipe], Trial],
+    refuse: Callable[[Recipe, str], Trial],
+    *,
+    deadline_s: float,
+) -> Iterator[Trial]:
+    """Trials, the furthest that rehearses right first, or one refused by ``refuse``; ends at ``deadline_s`` (monotonic)."""
+    least = pruning.recipe(_LEAST)
+    if least is None:
+        return
+    if reason := pruning.shortcoming(least):
+        yield refuse(least, reason)
+        return
+    share = _furthest(pruning, deadline_s)
     for _ in range(_RETRIES):
         recipe = pruning.recipe(share)
         if recipe is None or time.monotonic() > deadline_s:
@@ -138,18 +152,15 @@ def search(pruning: Pruning, attempt_one: Callable[[Recipe], Trial], *, deadline
         share = max(_LEAST, share * _STEP_BACK)
 
 
-def furthest(pruning: Pruning, deadline_s: float, *between: Step) -> float:
-    """The largest share that rehearses right, to a bisection's width; ``_LEAST`` where none does."""
+def _furthest(pruning: Pruning, deadline_s: float) -> float:
+    """The largest share that rehearses right, to a bisection's width; ``_LEAST`` is known to."""
     low, high = _LEAST, _MOST
-    least = pruning.recipe(low, *between)
-    if least is None or not pruning.is_right(least):
-        return low
     for _ in range(_BISECTIONS):
         if time.monotonic() > deadline_s:
             break
         middle = (low * high) ** 0.5
-        recipe = pruning.recipe(middle, *between)
-        if recipe is not None and pruning.is_right(recipe):
+        recipe = pruning.recipe(middle)
+        if recipe is not None and pruning.shortcoming(recipe) is None:
             low = middle
         else:
             high = middle
@@ -162,7 +173,7 @@ def _is_within(trial: Trial, bench: Workbench) -> bool:
 
 # ---------------------------------------------------------------- what a family costs
 def _costs(model: Model, recipe: Recipe, bench: Workbench) -> tuple[dict[str, float], float]:
-    """By a weight's name what the layer that reads it costs, and the whole model's cost."""
+    """By a weight's name what the layer that reads it costs, and what all layers do."""
     readers = {
         str(value.name): quantizable.layer_name(node)
         for node in model.graph
@@ -171,12 +182,13 @@ def _costs(model: Model, recipe: Recipe, bench: Workbench) -> tuple[dict[str, fl
     }
     if bench.goal.objective != "latency":
         sizes = {name: _bytes(model, name) for name in readers}
-        return sizes, float(tensors.parameter_bytes(model))
+        return sizes, sum(sizes.values())
     artifact = attempt.compile_recipe(model, recipe, bench)
     seconds = bench.runtime.node_seconds(Path(artifact.path), bench.timed, threads=bench.target.threads)
     layers = list(dict.fromkeys(readers.values()))
-    times = sensitivity.layer_seconds(model, layers, seconds)
-    return {name: times[layer] for name, layer in readers.items()}, sum(seconds.values())
+    # rounded, so that clocks do not decide ties: the same model should give the same recipe
+    parts = sensitivity.shares(sensitivity.layer_seconds(model, layers, seconds))
+    return {name: parts[layer] for name, layer in readers.items()}, sum(parts.values())
 
 
 def _bytes(model: Model, name: str) -> float:

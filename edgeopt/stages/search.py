@@ -85,7 +85,7 @@ class Search:
                 reason = f"{error.code}: {error.message}"
             else:
                 latest_s = min(deadline_s, started_s + _PRUNING_SHARE * self._budget_s)
-                yield from pruning.search(prepared, self._attempt, deadline_s=latest_s)
+                yield from pruning.search(prepared, self._attempt, self._lost, deadline_s=latest_s)
                 return
         yield self._lost(Recipe(steps=(*pruning.clean_up(base), Step.of(pruning.TECHNIQUE))), reason)
 

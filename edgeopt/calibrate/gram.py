@@ -8,7 +8,7 @@ more than ``MOST_BYTES`` together are observed in several rounds over the data, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Gram = NDArray[np.float32]
 """``X^T X``: (inputs, inputs)."""
 Kind = TypeVar("Kind", bound=np.generic)
+Item = TypeVar("Item")
 
 MOST_BYTES = 256 << 20
 ROWS_PER_SAMPLE = 256
@@ -74,7 +75,7 @@ def collect(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> dic
     if isinstance(remembered, dict):
         return remembered
     moments: dict[str, Moments] = {}
-    for group in _rounds(wanted):
+    for group in rounds(wanted, lambda layer: 4 * width(layer) ** 2):
         for name, seen in _observe(model, group, evidence).items():
             moments[name] = Moments(moments[name].matrix + seen.matrix) if name in moments else seen
     if sum(each.matrix.nbytes for each in {id(each): each for each in moments.values()}.values()) <= MOST_BYTES:
@@ -140,17 +141,17 @@ def _kind(layer: Layer) -> tuple[str, str]:
     return str(layer.data.name), f"{kernel}{how}"
 
 
-def _rounds(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """Layers whose matrices fit into ``MOST_BYTES`` together."""
-    group: list[Layer] = []
+def rounds(items: Sequence[Item], cost: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """``items`` in order, in groups that cost ``MOST_BYTES`` at most together; one that alone costs more is alone."""
+    group: list[Item] = []
     taken = 0
-    for layer in layers:
-        cost = 4 * width(layer) ** 2
-        if group and taken + cost > MOST_BYTES:
+    for item in items:
+        own = cost(item)
+        if group and taken + own > MOST_BYTES:
             yield group
             group, taken = [], 0
-        group.append(layer)
-        taken += cost
+        group.append(item)
+        taken += own
     if group:
         yield group
 

@@ -18,7 +18,7 @@ family that the criterion can judge. Families it cannot judge are missing from t
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -184,7 +184,7 @@ def _second_order(
         raise TypeError(f"the memo of rankings is a {type(ranked).__name__}")
     deep = {family.name: depths.get(family.name, family.units - 1) for family in families}
     missing = [f for f in families if pairs[f.name] and ranked.get(f.name, (-1,))[0] < deep[f.name]]
-    for group in _rounds(missing, pairs):
+    for group in gram.rounds(missing, lambda family: sum(8 * each.width**2 for each, _ in pairs[family.name])):
         wanted = {consumer.name: consumer for family in group for consumer, _ in pairs[family.name]}
         covariances = _covariances(model, list(wanted.values()), evidence)
         for family in group:
@@ -194,21 +194,6 @@ def _second_order(
             ]
             ranked[family.name] = deep[family.name], greedy(readers, family.units, deep[family.name])
     return {family.name: ranked[family.name][1] for family in families if pairs[family.name]}
-
-
-def _rounds(families: Sequence[Family], pairs: Mapping[str, list[tuple[Consumer, Slot]]]) -> Iterator[list[Family]]:
-    """Families whose covariances fit into memory together."""
-    group: list[Family] = []
-    taken = 0
-    for family in families:
-        cost = sum(8 * consumer.width**2 for consumer, _ in pairs[family.name])
-        if group and taken + cost > gram.MOST_BYTES:
-            yield group
-            group, taken = [], 0
-        group.append(family)
-        taken += cost
-    if group:
-        yield group
 
 
 def _covariances(model: Model, wanted: Sequence[Consumer], evidence: Evidence) -> dict[str, Scores]:

@@ -5,7 +5,7 @@ old shapes with the units' columns at zero and the other columns of the same wei
 are what the original gives, the inputs what the model gives whose earlier layers are pruned and refitted already, so a layer also makes good what the ones
 before it lost. Every fourth sample is held out, and a layer that does not come out better on those keeps its weights.
 
-Memory: one sample's tensors, plus the targets and sums of a few layers at a time (``MOST_BYTES``). Wider layers than ``WIDEST`` stay plain.
+Memory: one sample's tensors, plus the targets and sums of a few layers at a time (``gram.MOST_BYTES``). Wider layers than ``WIDEST`` stay plain.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ WIDEST = 4608
 """Columns of a weight above which it is not refitted: factoring would take minutes."""
 MOST_SAMPLES = 256
 """Samples read at most: their number bounds the targets that are kept."""
-MOST_BYTES = 256 << 20
 _HELD_OUT_EVERY = 4
 _MOST_STEPS = 48
 """Layers in a row beyond this are refitted together: every step costs two runs over the samples."""
@@ -77,7 +76,8 @@ def refit(
     tasks = _tasks(model, current, groups, removed)
     found: dict[str, Refit] = {}
     for names in _steps(_levels(current, _losing(groups, removed))):
-        for group in _rounds([tasks[name] for name in names if name in tasks], evidence.sample_count):
+        chosen = [tasks[name] for name in names if name in tasks]
+        for group in gram.rounds(chosen, lambda task: task.cost(evidence.sample_count)):
             for task, sums in zip(group, _observe(model, current, group, evidence), strict=True):
                 result = best(*sums, task.weights)
                 found[task.current.name] = result
@@ -113,18 +113,6 @@ def _steps(levels: Mapping[str, int]) -> Iterator[list[str]]:
         names = [name for name, level in levels.items() if start <= level < start + stride]
         if names:
             yield names
-
-
-def _rounds(tasks: Sequence[_Task], samples: int) -> Iterator[list[_Task]]:
-    """Tasks whose sums and targets fit into memory together."""
-    group: list[_Task] = []
-    for task in tasks:
-        if group and sum(each.cost(samples) for each in group) + task.cost(samples) > MOST_BYTES:
-            yield group
-            group = []
-        group.append(task)
-    if group:
-        yield group
 
 
 def _tasks(

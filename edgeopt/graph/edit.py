@@ -79,16 +79,19 @@ def add_initializer(graph: ir.Graph, name: str, data: NDArray[Any]) -> ir.Value:
     return value
 
 
-def set_constant(value: ir.Value, data: NDArray[Any]) -> None:
-    """Give the initializer, or the output of a Constant node, called ``value`` other contents under its old name."""
-    tensor = ir.tensor(np.ascontiguousarray(data).reshape(data.shape), name=value.name)
+def set_constant(value: ir.Value, data: NDArray[Any], *, dtype: ir.DataType | None = None) -> None:
+    """Give the initializer, or the output of a Constant node, called ``value`` other contents under its old name.
+
+    ``dtype`` names a type that numpy lacks; without it the array's own counts.
+    """
+    tensor = ir.Tensor(np.ascontiguousarray(data).reshape(data.shape), dtype=dtype, name=value.name)
+    value.shape, value.type = ir.Shape(data.shape), ir.TensorType(tensor.dtype)
     node = value.producer()
     if node is None:
         value.const_value = tensor
     else:
         node.attributes.clear()
         node.attributes["value"] = ir.AttrTensor("value", tensor)
-    value.shape = ir.Shape(data.shape)
 
 
 def insert_after(anchor: ir.Node, node: ir.Node) -> None:

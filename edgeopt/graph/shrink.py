@@ -146,17 +146,7 @@ def _apply(model: ir.Model, places: _Places, change: _Cut) -> None:
         data = np.asarray(tensor.numpy())
         for axis, indices in axes.items():
             data = change(data, axis, sorted(indices))
-        _store(value, ir.Tensor(np.ascontiguousarray(data), dtype=tensor.dtype, name=name))
-
-
-def _store(value: ir.Value, tensor: ir.TensorProtocol) -> None:
-    value.shape, value.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
-    node = value.producer()
-    if node is None:
-        value.const_value = tensor
-        return
-    node.attributes.clear()
-    node.attributes["value"] = ir.AttrTensor("value", tensor)
+        edit.set_constant(value, data, dtype=tensor.dtype)
 
 
 def _refresh_shapes(model: ir.Model) -> None:

@@ -6,30 +6,24 @@ without a network, mailed, or kept. It says first what was gained and how sure t
 the others, then how to make it again.
 
 Names in a manifest come from whoever dropped the model. jinja2 escapes them; characters that would hide or reorder
-text are made visible on the way (:func:`visible`), and every page forbids scripts to the browser as well.
+text are made visible on the way (:func:`~edgeopt.stages.report_words.visible`), and every page forbids scripts to the browser as well.
 """
 
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeopt.stages import report_chart
+from edgeopt.stages import report_words as words
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 Json: TypeAlias = Mapping[str, Any]
-
-NOT_MEASURED = "-"
-_MIB = 1 << 20
-_WHOLE = 100.0
-_NEGLIGIBLE = 1e-5
-_SMALLER = 1.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +65,7 @@ def render(manifest: Json) -> str:
         changes=changes(manifest),
         candidates=rows,
         chart=report_chart.chart(manifest, [row.state for row in rows]),
-        recipe=[step_label(step) for step in manifest.get("recipe", ())],
+        recipe=[words.step_label(step) for step in manifest.get("recipe", ())],
         recipe_json=json.dumps(manifest.get("recipe", []), ensure_ascii=True),
         facts=facts(manifest),
     )
@@ -97,7 +91,7 @@ def headline(manifest: Json) -> str:
 
 def _capabilities(manifest: Json) -> str:
     """``compute capability 8.6, 8.9``."""
-    listed = ", ".join(f"{value:g}" for value in _dig(manifest, "target", "compute_capability") or ())
+    listed = ", ".join(f"{value:g}" for value in words.dig(manifest, "target", "compute_capability") or ())
     return f"compute capability {listed}" if listed else "a GPU"
 
 
@@ -106,24 +100,24 @@ def gain_sentence(manifest: Json) -> str:
     result, baseline = manifest.get("result", {}), manifest.get("baseline", {})
     if manifest.get("status") == "unverified":
         return "No latency is known: the engine has not run, and its quality is that of the same model in ONNX Runtime."
-    before, after = _dig(baseline, "latency_ms", "p50"), _dig(result, "latency_ms", "p50")
+    before, after = words.dig(baseline, "latency_ms", "p50"), words.dig(result, "latency_ms", "p50")
     if before is None or after is None:
         return ""
-    threads = _dig(manifest, "target", "threads")
+    threads = words.dig(manifest, "target", "threads")
     where = f" with {threads} thread{'s' if threads != 1 else ''}" if threads else ""
-    text = f"One inference takes {_milliseconds(after)} instead of {_milliseconds(before)} at the median on this device{where}"
-    if interval := _dig(result, "speedup", "ci95"):
+    text = f"One inference takes {words.milliseconds(after)} instead of {words.milliseconds(before)} at the median on this device{where}"
+    if interval := words.dig(result, "speedup", "ci95"):
         text += f"; with 95 % confidence the speedup lies between {interval[0]:.2f} and {interval[1]:.2f}"
     return f"{text}."
 
 
 def quality_sentence(manifest: Json) -> str:
     """How right the published version is, how sure that is, and what that was found on."""
-    quality = _dig(manifest, "result", "quality")
+    quality = words.dig(manifest, "result", "quality")
     if not quality:
         return "Its quality was not measured."
     kind, samples = quality.get("kind"), quality.get("samples")
-    bound, budget = (quality.get("ci95") or [None, None])[1], _dig(manifest, "goal", "max_drop")
+    bound, budget = (quality.get("ci95") or [None, None])[1], words.dig(manifest, "goal", "max_drop")
     if kind == "synthetic":
         return (
             f"No real samples were dropped with it: on {samples} made-up inputs its outputs agree with the original's "
@@ -134,29 +128,37 @@ def quality_sentence(manifest: Json) -> str:
         if kind == "accuracy"
         else "Agreement with the original (no labels were dropped) on"
     )
-    text = f"{subject} {samples} samples: {quality.get('metric')} {_number(quality.get('value'))}"
+    text = f"{subject} {samples} samples: {quality.get('metric')} {words.number(quality.get('value'))}"
     if bound is not None:
-        text += f", a drop of at most {percent(bound)} at 95 % confidence"
-    return f"{text}; allowed was {percent(budget)}." if budget is not None else f"{text}."
+        text += f", a drop of at most {words.percent(bound)} at 95 % confidence"
+    return f"{text}; allowed was {words.percent(budget)}." if budget is not None else f"{text}."
 
 
 def changes(manifest: Json) -> list[Change]:
     """Before and after, row by row; rows without both numbers say so."""
     baseline, result = manifest.get("baseline", {}), manifest.get("result", {})
     rows = [
-        _change(f"Latency, {name}", (_dig(baseline, "latency_ms", key), _dig(result, "latency_ms", key)), _milliseconds)
+        _change(
+            f"Latency, {name}",
+            (words.dig(baseline, "latency_ms", key), words.dig(result, "latency_ms", key)),
+            words.milliseconds,
+        )
         for key, name in (("p50", "median"), ("p90", "90th percentile"), ("p99", "99th percentile"))
     ]
-    rows.append(_change("Size on disk", (baseline.get("bytes"), _dig(manifest, "artifact", "bytes")), _bytes))
-    rows.append(_change("Peak memory", (baseline.get("peak_memory_bytes"), result.get("peak_memory_bytes")), _bytes))
+    rows.append(
+        _change("Size on disk", (baseline.get("bytes"), words.dig(manifest, "artifact", "bytes")), words.size_of)
+    )
+    rows.append(
+        _change("Peak memory", (baseline.get("peak_memory_bytes"), result.get("peak_memory_bytes")), words.size_of)
+    )
     before, after = baseline.get("quality") or {}, result.get("quality") or {}
     if after:
         rows.append(
             Change(
                 label=f"Quality ({after.get('metric', after.get('kind'))})",
-                before=_number(before.get("value")),
-                after=_number(after.get("value")),
-                change=f"drop {percent(after.get('drop'))}",
+                before=words.number(before.get("value")),
+                after=words.number(after.get("value")),
+                change=f"drop {words.percent(after.get('drop'))}",
             )
         )
     return rows
@@ -180,49 +182,8 @@ def facts(manifest: Json) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Data", "data"), ("Environment", "environment"),
     )  # fmt: skip
     made = [(key, str(manifest[key])) for key in ("edgeopt", "created") if manifest.get(key)]
-    told = [(title, flatten(manifest.get(key) or {})) for title, key in sections if manifest.get(key)]
+    told = [(title, words.flatten(manifest.get(key) or {})) for title, key in sections if manifest.get(key)]
     return [("Made by", made), *told] if made else told
-
-
-def flatten(value: Json, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested objects as dotted names with their values as text; lists of scalars are joined."""
-    lines: list[tuple[str, str]] = []
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            lines += flatten(item, f"{prefix}{name}.")
-        elif isinstance(item, list | tuple):
-            lines.append((f"{prefix}{name}", ", ".join(str(part) for part in item) or "none"))
-        else:
-            lines.append((f"{prefix}{name}", "none" if item is None else str(item)))
-    return lines
-
-
-def step_label(step: Any) -> str:
-    """``quantize_static(method=mse, per_channel=True)``."""
-    if not isinstance(step, Mapping):
-        return str(step)
-    settings = ", ".join(f"{name}={value}" for name, value in step.items() if name != "technique")
-    technique = str(step.get("technique", "unnamed"))
-    return f"{technique}({settings})" if settings else technique
-
-
-def percent(ratio: float | None) -> str:
-    """A ratio as a percentage with two digits that count, one decimal from 10 % on."""
-    if ratio is None:
-        return NOT_MEASURED
-    if 0.0 < abs(ratio) < _NEGLIGIBLE:
-        return f"<{_NEGLIGIBLE * _WHOLE:g} %" if ratio > 0 else "0 %"
-    return f"{ratio * _WHOLE:.2g} %" if abs(ratio) < 0.1 else f"{ratio * _WHOLE:.1f} %"
-
-
-def visible(value: Any) -> Any:
-    """Control, format and lone surrogate characters of a text as their escapes; markup and anything else unchanged."""
-    if not isinstance(value, str) or hasattr(value, "__html__"):
-        return value
-    return "".join(
-        f"\\u{ord(character):04x}" if unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"} else character
-        for character in value
-    )
 
 
 @cache
@@ -233,7 +194,7 @@ def _template() -> Template:
         loader=jinja2.PackageLoader("edgeopt.stages"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=visible,
+        finalize=words.visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -248,30 +209,22 @@ def _candidate(number: int, candidate: Json, *, won: bool) -> Candidate:
     outcomes = {"winner": "published", "original": "the original as dropped", "allowed": "allowed, but not the best"}
     return Candidate(
         number=number,
-        steps=tuple(step_label(step) for step in _steps(recipe)) or ("original",),
-        latency=_milliseconds(_dig(result, "latency_ms", "p50")),
-        speedup=f"{speedup['value']:.2f}" if interval else NOT_MEASURED,
+        steps=tuple(words.step_label(step) for step in _steps(recipe)) or ("original",),
+        latency=words.milliseconds(words.dig(result, "latency_ms", "p50")),
+        speedup=f"{speedup['value']:.2f}" if interval else words.NOT_MEASURED,
         speedup_range=f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "",
-        size=_size(result.get("bytes_ratio"), interval),
-        drop=percent(quality.get("drop")),
-        drop_bound=f"at most {percent(bounds[1])}" if bounds else "",
+        size=words.smaller(result.get("bytes_ratio"), interval),
+        drop=words.percent(quality.get("drop")),
+        drop_bound=f"at most {words.percent(bounds[1])}" if bounds else "",
         outcome=str(refused) if refused else outcomes[state],
         state=state,
     )
 
 
-def _size(bytes_ratio: float | None, speedup: Sequence[float] | None) -> str:
-    """How much smaller; a candidate that is smaller and not proven faster says that this is all."""
-    if not bytes_ratio:
-        return NOT_MEASURED
-    only_bytes = bytes_ratio > _SMALLER and speedup is not None and speedup[0] <= 1.0
-    return f"{bytes_ratio:.2f}x smaller{'; saves bytes, no speed' if only_bytes else ''}"
-
-
 def _change(label: str, values: tuple[float | None, float | None], show: Any) -> Change:
     before, after = values
     if not before or not after:
-        return Change(label=label, before=show(before), after=show(after), change=NOT_MEASURED)
+        return Change(label=label, before=show(before), after=show(after), change=words.NOT_MEASURED)
     ratio = before / after
     change = f"{ratio:.2f} times less" if ratio >= 1.0 else f"{1 / ratio:.2f} times more"
     unchanged = abs(ratio - 1.0) < 0.005
@@ -293,25 +246,5 @@ def _key(recipe: Any) -> str:
 
 
 def _objective(manifest: Json) -> str:
-    objective = _dig(manifest, "goal", "objective")
+    objective = words.dig(manifest, "goal", "objective")
     return objective if objective in report_chart.OBJECTIVES else "latency"
-
-
-def _dig(value: Any, *names: str) -> Any:
-    for name in names:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
-def _milliseconds(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{value:.3g} ms" if value < _WHOLE else f"{value:.0f} ms"
-
-
-def _bytes(value: float | None) -> str:
-    if value is None:
-        return NOT_MEASURED
-    return f"{value / _MIB:.1f} MiB" if value >= _MIB else f"{value / 1024:.1f} KiB"
-
-
-def _number(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{value:.4g}"

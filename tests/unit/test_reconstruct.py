@@ -126,7 +126,7 @@ def test_layers_too_wide_to_factor_keep_their_weights(monkeypatch: pytest.Monkey
 
 def test_little_memory_means_more_rounds_and_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _, _ = refitted(map_net())
-    monkeypatch.setattr(reconstruct, "MOST_BYTES", 1)
+    monkeypatch.setattr(gram, "MOST_BYTES", 1)
     cut, _, _ = refitted(map_net())
     assert builders.to_bytes(whole) == builders.to_bytes(cut)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgeopt.stages import report_chart, report_page
+from edgeopt.stages import report_chart, report_page, report_words
 
 CLEAN_UP = {"technique": "tidy"}
 STATIC = [CLEAN_UP, {"technique": "quantize_static", "method": "mse", "per_channel": True}]
@@ -126,7 +126,7 @@ def test_every_candidate_stands_in_the_table_with_its_outcome() -> None:
     rows = report_page.candidates(manifest())
     assert [row.state for row in rows] == ["original", "winner", "refused", "refused"]
     assert rows[2].outcome == "this CPU has no fp16 kernels"
-    assert rows[2].latency == report_page.NOT_MEASURED
+    assert rows[2].latency == report_words.NOT_MEASURED
     assert rows[3].drop_bound == "at most 40.0 %"
     text = Elements(report_page.render(manifest())).text
     assert all(row.outcome in text and all(step in text for step in row.steps) for row in rows)
@@ -191,7 +191,7 @@ def test_a_manifest_without_measurements_still_makes_a_page() -> None:
 
 def test_a_row_without_both_numbers_claims_no_change() -> None:
     row = report_page.changes(manifest(baseline={}))[0]
-    assert (row.before, row.change, row.better) == (report_page.NOT_MEASURED, report_page.NOT_MEASURED, None)
+    assert (row.before, row.change, row.better) == (report_words.NOT_MEASURED, report_words.NOT_MEASURED, None)
 
 
 def test_the_chart_keeps_a_broken_candidate_from_squeezing_the_others() -> None:
@@ -231,7 +231,7 @@ def test_one_measured_candidate_is_no_picture() -> None:
     ],
 )
 def test_percentages_show_the_digits_that_count(ratio: float | None, text: str) -> None:
-    assert report_page.percent(ratio) == text
+    assert report_words.percent(ratio) == text
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,12 @@ class Taking:
                 hint="Drop a folder with model.onnx, job.yaml and the teacher in it.",
             )
         path = f"{self.drop.path}/{name}"
-        if path not in self.drop.members or path == self.drop.model:
+        if path == self.drop.model:
+            raise BadJobFile(
+                f"the job file names the model itself, {escaped(name)}, as its teacher",
+                hint="Name the file of a larger model in the same folder, or leave teacher out.",
+            )
+        if path not in self.drop.members:
             raise BadJobFile(
                 f"the job file names the teacher {escaped(name)}, which is not beside the model",
                 hint="Put that file into the dropped folder, or leave teacher out.",

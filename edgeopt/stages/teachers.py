@@ -21,7 +21,7 @@ _AS_FAST = 0.95
 """The speedup that counts as no slower: the interval of equal models reaches a few percent below 1."""
 _TRAINING_SHARE = 0.5
 """Of the budget; the other half is for what is made of the taught student."""
-_BEFORE = frozenset({"tidy", "fold_batch_norm", "prune_channels", "prune_weights"})
+_BEFORE = frozenset({"tidy", "fold_batch_norm", "prune_channels"})
 
 
 def answers(

@@ -74,9 +74,6 @@ def read(settings: Mapping[str, Scalar], *, technique: str) -> Course:
     given = dict(settings)
     if given.get("learning_rate") == "auto":
         given["learning_rate"] = AUTO
-    for name, value in given.items():
-        if type(value) is int and isinstance(getattr(Course(), name, None), float):
-            given[name] = float(value)  # a job file may say 0 for 0.0
     course = read_settings(Course, given, technique=technique)
     for name, known in _CHOICES.items():
         if getattr(course, name) not in known:

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from functools import cache
 from pathlib import Path
 
 import builders
+import corpus
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 from edgeopt.calibrate.shapes import observed_shapes
 from edgeopt.graph import check, tensors
 from edgeopt.graph.groups import ChannelGroups, find
 from edgeopt.graph.shrink import shrink, unshared, zeroed
-from edgeopt.passes import FoldBatchNorm, Tidy
 
 pytestmark = [pytest.mark.corpus, pytest.mark.slow]
-CORPUS = Path(os.environ.get("EDGEOPT_CORPUS", "/nonexistent"))
 
 
 class Real:
     """A clean corpus model, what can be cut out of it, and two eval samples."""
 
     def __init__(self, name: str) -> None:
-        folder = CORPUS / name
-        if not folder.is_dir():
-            pytest.skip(f"{name} is not in this corpus")
-        model = ir.load(folder / "model.onnx")
-        self.evidence = builders.FakeEvidence(model, samples=0)
-        self.model = unshared(FoldBatchNorm().apply(Tidy().apply(model, {}, self.evidence), {}, self.evidence))
+        clean, self.evidence = corpus.cleaned(name)
+        folder, self.model = corpus.folder_of(name), unshared(clean)
         self.evidence._samples = self._rows(folder / "calib.npz", 3)
         self.evidence.sample_count = 3
         self.feeds = self._rows(folder / "eval.npz", 2)

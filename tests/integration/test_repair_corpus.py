@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import builders
+import corpus
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -13,16 +13,13 @@ from fused import operators
 
 from edgeopt.passes import (
     EqualizeLayers,
-    FoldBatchNorm,
     MigrateOutliers,
     QuantizeDynamic,
     QuantizeStatic,
     RoundWeights,
-    Tidy,
 )
 
 pytestmark = [pytest.mark.corpus, pytest.mark.slow]
-CORPUS = Path(os.environ.get("EDGEOPT_CORPUS", "/nonexistent"))
 CORRECTED = {"bias_correction": True}
 
 
@@ -30,13 +27,9 @@ class Real:
     """A clean corpus model, its first calibration samples and some eval samples."""
 
     def __init__(self, name: str) -> None:
-        folder = CORPUS / name
-        if not folder.is_dir():
-            pytest.skip(f"{name} is not in this corpus")
-        model = ir.load(folder / "model.onnx")
-        self.evidence = builders.FakeEvidence(model, samples=0)
-        self.clean = FoldBatchNorm().apply(Tidy().apply(model, {}, self.evidence), {}, self.evidence)
-        names = [str(value.name) for value in model.graph.inputs]
+        self.clean, self.evidence = corpus.cleaned(name)
+        folder = corpus.folder_of(name)
+        names = [str(value.name) for value in self.clean.graph.inputs]
         self.evidence._samples = self._rows(folder / "calib.npz", names, 32)
         self.evidence.sample_count = 32
         self.feeds = self._rows(folder / "eval.npz", names, 12)

@@ -183,7 +183,7 @@ def test_operator_without_a_kernel_is_named(tmp_path: Path) -> None:
 
 def test_asymmetric_uint8_is_refused_before_the_build(tmp_path: Path) -> None:
     model = apply(QuantizeStatic(), model_of("conv_net"))
-    assert "zero point" in refused(model, tmp_path).message or "int32" in refused(model, tmp_path).message
+    assert "has a zero point that is not zero" in refused(model, tmp_path).message
 
 
 def order_for(model: ir.Model, folder: Path, **changes: Any) -> Order:
@@ -221,10 +221,9 @@ def test_profile_that_does_not_fit_is_one_sentence(tmp_path: Path, shapes: Any, 
 
 
 def test_too_little_workspace_is_told_as_such(tmp_path: Path) -> None:
-    try:
+    with pytest.raises(CompileFailed, match="workspace limit") as failed:
         build.build(order_for(model_of("wide"), tmp_path, workspace_bytes=1))
-    except CompileFailed as error:
-        assert "emory" in error.message or "workspace" in error.message
+    assert failed.value.hint == "Allow more workspace."
 
 
 def test_progress_of_each_phase_only_grows(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def test_per_channel_below_opset_13_is_refused_and_per_tensor_works(opset: int) 
         ({"metod": "mse"}, "no setting 'metod'"),
         ({"method": "median"}, "'median' is no calibration method"),
         ({"activation": "int4"}, "not 8-bit"),
-        ({"per_channel": 1}, "not a bool"),
+        ({"per_channel": 1}, "not true or false"),
         ({"weight": "uint8", "per_channel": True}, "only per tensor"),
         ({"skip": "conv1"}, "not JSON"),
         ({"skip": "[1]"}, "not a list of names"),

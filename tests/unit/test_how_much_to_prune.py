@@ -1,0 +1,96 @@
+"""The search for how much to prune, without a model: what it refuses, and how far it goes."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgeopt.calibrate.removal import PruneScheme
+from edgeopt.calibrate.scheme import read_settings
+from edgeopt.errors import MeasureFailed, PassFailed
+from edgeopt.records import Goal, Recipe, Step, Trial
+from edgeopt.stages import pruning
+from edgeopt.stages.allotment import Share
+
+SHARE = Share(name="conv", units=100, step=1, cost=1.0, damages=tuple(0.001 * count for count in range(1, 80)))
+LATER = 3600.0
+
+
+class Rehearsed:
+    """Right up to a share of the units removed."""
+
+    def __init__(self, right_up_to: float) -> None:
+        self.right_up_to, self.asked = right_up_to, []
+
+    def quality(self, recipe: Recipe) -> Any:
+        gone = _removed(recipe)
+        self.asked.append(gone)
+        if gone > 90:
+            raise MeasureFailed("nothing is left")
+        return SimpleNamespace(metric="nsr", samples=64, ci95=(0.0, 0.0 if gone <= self.right_up_to * 100 else 0.5))
+
+
+def _removed(recipe: Recipe) -> int:
+    return next(int(str(value).split(":")[1].rstrip("}")) for _, value in recipe.steps[1].settings)
+
+
+def _pruning(right_up_to: float) -> pruning.Pruning:
+    return pruning.Pruning(
+        bench=SimpleNamespace(goal=Goal()),  # type: ignore[arg-type]  # the search asks for the goal only
+        rehearsal=Rehearsed(right_up_to),  # type: ignore[arg-type]
+        before=(Step.of("tidy"),),
+        after=(Step.of("quantize_static"),),
+        shares=(SHARE,),
+        whole=1.0,
+    )
+
+
+def _search(prepared: pruning.Pruning) -> list[Trial]:
+    def attempt(recipe: Recipe) -> Trial:
+        quality = SimpleNamespace(ci95=(0.0, 0.0))
+        return Trial(recipe=recipe, measurement=SimpleNamespace(quality=quality))  # type: ignore[arg-type]
+
+    def refuse(recipe: Recipe, reason: str) -> Trial:
+        return Trial(recipe=recipe, refused=reason)
+
+    return list(pruning.search(prepared, attempt, refuse, deadline_s=time.monotonic() + LATER))
+
+
+def test_what_is_wrong_at_the_least_share_is_one_refused_trial_that_says_by_how_much() -> None:
+    (trial,) = _search(_pruning(right_up_to=0.0))
+    assert trial.refused == "not timed: nsr may drop by up to 0.5 on 64 calibration samples"
+    assert [step.technique for step in trial.recipe.steps] == ["tidy", "prune_channels", "quantize_static"]
+
+
+@pytest.mark.parametrize("right_up_to", [0.15, 0.3, 0.5])
+def test_search_goes_nearly_as_far_as_is_right_and_never_further(right_up_to: float) -> None:
+    prepared = _pruning(right_up_to)
+    (trial,) = _search(prepared)
+    assert 0.85 * right_up_to * 100 <= _removed(trial.recipe) <= right_up_to * 100
+    assert len(prepared.rehearsal.asked) <= 7  # type: ignore[attr-defined]
+
+
+def test_nothing_is_pruned_without_real_samples_or_for_engines_that_cannot_run_here() -> None:
+    cnn = SimpleNamespace(refuse=lambda signature, target: None)
+
+    def bench(*, samples: int, synthetic: bool, capability: tuple[float, ...]) -> Any:
+        return SimpleNamespace(
+            evidence=SimpleNamespace(sample_count=samples, synthetic=synthetic),
+            target=SimpleNamespace(compute_capability=capability),
+            passes={pruning.TECHNIQUE: cnn},
+            signature=None,
+        )
+
+    assert "no real samples" in str(pruning.refusal(bench(samples=16, synthetic=True, capability=())))
+    assert "no real samples" in str(pruning.refusal(bench(samples=0, synthetic=False, capability=())))
+    assert "engines" in str(pruning.refusal(bench(samples=16, synthetic=False, capability=(8.6,))))
+    assert pruning.refusal(bench(samples=16, synthetic=False, capability=())) is None
+
+
+def test_whole_number_does_for_a_number_and_a_word_does_not() -> None:
+    assert read_settings(PruneScheme, {"ratio": 0}, technique="prune_channels").ratio == 0.0
+    with pytest.raises(PassFailed, match="ratio is 'much', not a number"):
+        read_settings(PruneScheme, {"ratio": "much"}, technique="prune_channels")

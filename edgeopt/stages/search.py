@@ -56,7 +56,7 @@ class Search:
     def run(self, recipes: Iterable[Recipe]) -> list[Trial]:
         """Trials of the planned recipes and of the repairs that they call for."""
         families = contest.families(recipes)
-        self._turn_s = self._budget_s * (1.0 if self._techniques.prune == "off" else _PLANNED_SHARE)
+        self._turn_s = self._budget_s * (_PLANNED_SHARE if self._may_prune() else 1.0)
         self._planned += sum(len(family) for family in families)
         rehearsal = Rehearsal(self._bench)
         trials = [trial for family in families for trial in self._best_of(family, rehearsal)]
@@ -67,6 +67,9 @@ class Search:
                 trials.extend(mixed.search(base, rehearsal, self._attempt, deadline_s=deadline_s))
         trials.extend(self._pruned(trials, rehearsal, deadline_s))
         return trials
+
+    def _may_prune(self) -> bool:
+        return self._techniques.prune == "auto" and self._trials is None and pruning.refusal(self._bench) is None
 
     def _pruned(self, trials: Sequence[Trial], rehearsal: Rehearsal, deadline_s: float) -> Iterator[Trial]:
         """Trials that prune the best so far; a model in which nothing can go is one refused trial with the reason."""
@@ -124,7 +127,10 @@ class Search:
         self._bench.emit(Event(kind="cache", fields={"result": "hit" if trial else "miss"}))
         if trial is None:
             if over:
-                return Trial(recipe=recipe, refused=f"the budget of {self._turn_s:g} s was used up before its turn")
+                return Trial(
+                    recipe=recipe,
+                    refused=f"{self._turn_s:g} s of the budget of {self._budget_s:g} s were used up before its turn",
+                )
             trial = attempt.attempt(recipe, self._bench)
             self._cache.keep(trial)
         self._tell(trial)

@@ -54,7 +54,7 @@ def test_budget_ends_the_search_but_never_the_first_trial(tmp_path) -> None:
     search, failing, _ = _search(tmp_path, seconds=60.0, budget_s=50.0)
     trials = search.run(RECIPES)
     assert failing.applied == 1
-    assert "the budget of 50 s was used up" in str(trials[1].refused)
+    assert "50 s of the budget of 50 s were used up" in str(trials[1].refused)
 
 
 def test_what_the_budget_cut_off_is_tried_in_the_next_run(tmp_path) -> None:

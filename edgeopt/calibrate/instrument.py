@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from edgeopt.graph import edit, tensors
 from edgeopt.graph.naming import Names
 
-VALUES_PER_SAMPLE = 1024
-"""How many values of a tensor each sample contributes to the histogram methods, where it has as many, and up to twice as many."""
+VALUES_PER_SAMPLE = 4096
+"""About how many values of a tensor each sample contributes to the histogram methods. A quarter of it made `mse` twice as wrong on a text detector."""
 
 _AXES_ARE_INPUT = 18
 _END = 2**62
@@ -190,15 +190,15 @@ class _Probes:
 
 
 def _step(shape: Sequence[int]) -> int:
-    """Every how many values one is read: the largest step that leaves enough and shares no factor with a side.
+    """Every how many values one is read: the step nearest to what leaves enough that shares no factor with a side.
 
-    Such a step meets every row, column and channel before it meets one again.
+    Such a step meets every row, column and channel before it meets one again. Rather more values than too few are read; at least half of
+    ``VALUES_PER_SAMPLE`` where no smaller step will do.
     """
     size = int(np.prod(shape))
-    for step in range(size // VALUES_PER_SAMPLE, size // (2 * VALUES_PER_SAMPLE), -1):
-        if gcd(step, size) == 1:
-            return step
-    return max(1, size // VALUES_PER_SAMPLE)
+    wanted = max(1, size // VALUES_PER_SAMPLE)
+    nearest = (*range(wanted, wanted // 2, -1), *range(wanted + 1, 2 * wanted + 1))
+    return next((step for step in nearest if gcd(step, size) == 1), 1)
 
 
 def _attribute(name: str, value: int | list[int]) -> ir.Attr:

@@ -39,7 +39,10 @@ _HINTS = (
         re.compile(r"Quantized constant"),
         "Quantize with form=portable, which leaves float what no DequantizeLinear reads.",
     ),
-    (re.compile(r"[Oo]ut ?[Oo]f ?[Mm]emory|insufficient workspace|workspace limit|memory pool"), "Allow more workspace."),
+    (
+        re.compile(r"[Oo]ut ?[Oo]f ?[Mm]emory|insufficient workspace|workspace limit|memory pool"),
+        "Allow more workspace.",
+    ),
     (re.compile(r"at least one output"), "Give a model with an output."),
     (re.compile(r"different constant values|[Dd]imension"), "State the shapes of the open inputs in the job file."),
     (

@@ -142,12 +142,10 @@ def search(
         return
     share = _furthest(pruning, deadline_s)
     for _ in range(_RETRIES):
-        recipe = pruning.recipe(share)
-        if recipe is None or time.monotonic() > deadline_s:
-            return
-        trial = attempt_one(recipe)
+        # owed even when the rehearsals took all the time
+        trial = attempt_one(pruning.recipe(share) or least)
         yield trial
-        if share <= _LEAST or _is_within(trial, pruning.bench):
+        if share <= _LEAST or _is_within(trial, pruning.bench) or time.monotonic() > deadline_s:
             return
         share = max(_LEAST, share * _STEP_BACK)
 

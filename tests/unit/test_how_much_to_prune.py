@@ -48,7 +48,7 @@ def _pruning(right_up_to: float) -> pruning.Pruning:
     )
 
 
-def _search(prepared: pruning.Pruning) -> list[Trial]:
+def _search(prepared: pruning.Pruning, *, within_s: float = LATER) -> list[Trial]:
     def attempt(recipe: Recipe) -> Trial:
         quality = SimpleNamespace(ci95=(0.0, 0.0))
         return Trial(recipe=recipe, measurement=SimpleNamespace(quality=quality))  # type: ignore[arg-type]
@@ -56,7 +56,7 @@ def _search(prepared: pruning.Pruning) -> list[Trial]:
     def refuse(recipe: Recipe, reason: str) -> Trial:
         return Trial(recipe=recipe, refused=reason)
 
-    return list(pruning.search(prepared, attempt, refuse, deadline_s=time.monotonic() + LATER))
+    return list(pruning.search(prepared, attempt, refuse, deadline_s=time.monotonic() + within_s))
 
 
 def test_what_is_wrong_at_the_least_share_is_one_refused_trial_that_says_by_how_much() -> None:
@@ -71,6 +71,12 @@ def test_search_goes_nearly_as_far_as_is_right_and_never_further(right_up_to: fl
     (trial,) = _search(prepared)
     assert 0.85 * right_up_to * 100 <= _removed(trial.recipe) <= right_up_to * 100
     assert len(prepared.rehearsal.asked) <= 7  # type: ignore[attr-defined]
+
+
+def test_what_rehearsed_right_is_attempted_even_when_the_time_is_used_up() -> None:
+    (trial,) = _search(_pruning(right_up_to=0.5), within_s=-1.0)
+    assert _removed(trial.recipe) == 10
+    assert trial.refused is None
 
 
 def test_nothing_is_pruned_without_real_samples_or_for_engines_that_cannot_run_here() -> None:

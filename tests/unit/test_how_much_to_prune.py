@@ -74,8 +74,9 @@ def test_search_goes_nearly_as_far_as_is_right_and_never_further(right_up_to: fl
 
 
 def test_what_rehearsed_right_is_attempted_even_when_the_time_is_used_up() -> None:
-    (trial,) = _search(_pruning(right_up_to=0.5), within_s=-1.0)
-    assert _removed(trial.recipe) == 10
+    prepared = _pruning(right_up_to=0.5)
+    (trial,) = _search(prepared, within_s=-1.0)
+    assert trial.recipe == prepared.recipe(0.1)
     assert trial.refused is None
 
 

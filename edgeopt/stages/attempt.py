@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import CandidateError, EdgeoptError
-from edgeopt.graph import check, save
+from edgeopt.graph import bare, check, save
 from edgeopt.layout import ARTIFACT_FILE
 from edgeopt.protocols import Pass, Runtime
 from edgeopt.records import Artifact, Goal, Measurement, Quality, Recipe, Signature, Step, Target, Trial
@@ -138,7 +138,7 @@ def compile_recipe(model: Model, recipe: Recipe, bench: Workbench) -> Artifact:
     """Save what ``recipe`` made and let the runtime take it; :class:`~edgeopt.errors.CompileFailed` where it does not."""
     file = bench.folder / "candidates" / recipe.id / ARTIFACT_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    save.save(model, file)
+    save.save(bare.stripped(model) if bench.goal.objective == "size" else model, file)
     return bench.runtime.compile(file, recipe, bench.target)
 
 

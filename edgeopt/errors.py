@@ -9,7 +9,7 @@
     │   ├── EmptyFile, NotAModel, TruncatedModel, ForbiddenFormat, TooLarge
     │   ├── UnsafeReference, MissingExternalData, UnsafeFile
     │   ├── UnsupportedModel, UnsupportedTarget, BadWeights
-    │   ├── BadData, BadJobFile
+    │   ├── BadData, BadJobFile, BadBundle
     │   └── BrokenArtifact
     ├── CandidateError        this candidate is out, the next one is tried
     │   └── PassFailed, CompileFailed, MeasureFailed
@@ -142,6 +142,12 @@ class BadJobFile(InputError):
     """A job.yaml with mistakes; the message lists all of them."""
 
     code = "bad-job-file"
+
+
+class BadBundle(InputError):
+    """A prepared bundle that is damaged, or that holds what no bundle may."""
+
+    code = "bad-bundle"
 
 
 class BrokenArtifact(InputError):

@@ -16,6 +16,17 @@ REASON_FILE = "reason.json"
 CURRENT_LINK = "current"
 WORKER_LOG_FILE = "worker.log"
 
+BUNDLE_SUFFIX = ".edgeopt"
+BUNDLE_FORMAT = "bundle"
+"""What an order's ``source.format`` says of a drop that was prepared elsewhere."""
+BUNDLE_VERSION = 1
+BUNDLE_FILE = f"edgeopt-bundle-{BUNDLE_VERSION}.json"
+"""Inside of a bundle: its document. The name carries the version, so that a newer bundle is known before anything of it is read."""
+CANDIDATES_FOLDER = "candidates"
+"""Inside of a bundle: ``candidates/<content address>/model.onnx``, with ``model.onnx.data`` where the weights lie outside."""
+SAMPLES_FOLDER = "samples"
+"""Inside of a bundle: one .npz for each sample, and ``labels.npy`` where there are any."""
+
 
 @dataclass(frozen=True, slots=True)
 class JobFolder:

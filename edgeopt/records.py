@@ -201,6 +201,8 @@ class JobOrder:
     limits: WorkerLimits
     only_recipe: Recipe | None = None
     """Replay this one recipe (``optimize --recipe``) instead of planning."""
+    prepare: bool = False
+    """Write a bundle of candidates (``optimize --prepare``) for another device to choose from, instead of choosing here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from edgeopt.errors import (
     UnsafeReference,
     UnsupportedModel,
 )
+from edgeopt.layout import BUNDLE_FORMAT
 
 _HEAD_BYTES = 512
 _TAR_MAGIC_AT = 257
@@ -62,7 +63,7 @@ _WEB_PAGE = re.compile(rb"\s*(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml|!-
 def refuse_by_name(name: str, model_format: str, *, torchscript: bool) -> None:
     """Refuse what its ending already rules out; ``torchscript`` is the operator's consent to run such code."""
     shown = escaped(name)
-    if model_format == "onnx":
+    if model_format in ("onnx", BUNDLE_FORMAT):
         return
     if model_format == "pickle":
         raise ForbiddenFormat(f"{shown} is a pickle by its name", hint=_PICKLE_HINT)

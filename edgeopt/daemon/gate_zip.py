@@ -12,7 +12,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgeopt.errors import BadData, ForbiddenFormat, TooLarge
@@ -44,6 +44,8 @@ class Member:
     packed_bytes: int
     size_bytes: int
     header_offset: int
+    mode: int = 0
+    """Kind and permissions as Unix has them, where the archive says."""
 
 
 def member_names(fd: int, size_bytes: int) -> tuple[str, ...]:
@@ -60,20 +62,29 @@ def check_npz(fd: int, size_bytes: int, *, max_bytes: int) -> None:
     found, directory_offset = members(fd, size_bytes)
     if not found:
         raise _bad("the archive holds no arrays")
-    names = [member.name for member in found]
-    if len(set(names)) < len(names):
-        raise _bad("the archive holds a name twice")
     total = sum(member.size_bytes for member in found)
     if total > max_bytes:
         raise TooLarge(f"the archive unpacks to {total} bytes, more than {max_bytes}", hint="Drop fewer samples.")
+    for member, start in placed(fd, size_bytes, found, directory_offset):
+        _check_name(member.name)
+        _check_array(fd, member, start)
+
+
+def placed(fd: int, size_bytes: int, found: Sequence[Member], directory_offset: int) -> Iterator[tuple[Member, int]]:
+    """Each member with where its packed bytes start, in the order they lie in.
+
+    Raises :class:`~edgeopt.errors.BadData` where two share a name or bytes, or one reaches into the directory.
+    """
+    names = [member.name for member in found]
+    if len(set(names)) < len(names):
+        raise _bad("the archive holds a name twice")
     reached = 0
     for member in sorted(found, key=lambda member: member.header_offset):
-        _check_name(member.name)
         start, stop = _extent(fd, member, size_bytes)
         if member.header_offset < reached or stop > directory_offset:
             raise _bad(f"the member {member.name!a:.80} overlaps its neighbours")
         reached = stop
-        _check_array(fd, member, start)
+        yield member, start
 
 
 def members(fd: int, size_bytes: int) -> tuple[list[Member], int]:
@@ -124,7 +135,7 @@ def _directory(data: bytes, count: int) -> Iterator[Member]:
         packed, size, offset = _wide(data[extra_at : extra_at + extra_length], packed=packed, size=size, offset=offset)
         if flags & 1:
             raise _bad(f"the member {name!a:.80} is encrypted")
-        yield Member(name.decode("utf-8", "surrogateescape"), method, packed, size, offset)
+        yield Member(name.decode("utf-8", "surrogateescape"), method, packed, size, offset, mode=record[15] >> 16)
         at = extra_at + extra_length + comment_length
 
 

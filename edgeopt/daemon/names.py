@@ -10,12 +10,15 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
+from edgeopt.layout import BUNDLE_FORMAT, BUNDLE_SUFFIX
+
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HASH_DIGITS = 8
 _SLUG_LENGTH = 64 - 1 - _HASH_DIGITS
 
 MODEL_FORMATS = {
     ".onnx": "onnx",
+    BUNDLE_SUFFIX: BUNDLE_FORMAT,
     ".pt2": "pt2",
     ".ts": "torchscript",
     ".pt": "torchscript",

@@ -187,30 +187,30 @@ def is_written(opened: Opened) -> bool:
     return False
 
 
-def copy(opened: Opened, target: Path, *, should_stop: Callable[[], bool]) -> str:
-    """Copy the open file to the new file ``target`` (mode 0600, synced) and give its SHA-256.
+def copy(opened: Opened, target: Path, *, should_stop: Callable[[], bool], part: tuple[int, int] | None = None) -> str:
+    """Copy the open file, or the bytes of ``part`` (from, to), to the new file ``target`` (mode 0600, synced) and give its SHA-256.
 
     Raises :class:`NotReady` where the source changed meanwhile, :class:`~edgeopt.errors.JobCancelled`,
     :class:`~edgeopt.errors.EnvironmentFault` where the disk is full or broken.
     """
     doing = f"copying {escaped(opened.path)}"
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(min(_CHUNK_BYTES, opened.size_bytes + 1)))
-    copied = 0
+    position, end = part or (0, opened.size_bytes)
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, max(1, end - position))))
     with storage_errors(doing):
         sink = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            while copied <= opened.size_bytes and (count := os.preadv(opened.fd, [buffer], copied)):
+            while position < end and (count := os.preadv(opened.fd, [buffer[: end - position]], position)):
                 if should_stop():
                     raise JobCancelled(f"{doing} was stopped")
                 digest.update(buffer[:count])
                 _write_all(sink, buffer[:count])
-                copied += count
+                position += count
             os.fsync(sink)
         finally:
             os.close(sink)
         status = os.fstat(opened.fd)
-    if copied != opened.size_bytes or describe(status)[1] != opened.stamp:
+    if position != end or describe(status)[1] != opened.stamp:
         raise NotReady(f"{escaped(opened.path)} changed while it was copied", hint="Wait until it is written.")
     return digest.hexdigest()
 

@@ -19,6 +19,8 @@ _EVEN_CHANCE = 0.5
 _MASK_LEVEL = 0.5
 _LEAST_BOXES = 32
 _FEWEST_COLUMNS = 5
+_FEWEST_MEASURED = 8
+"""So many samples must show how far margins move before the others are taken to be like them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class ClassChange:
     margin: float
     """Log-odds between the original's first and second class."""
     margin_change: float
+    """NaN where it cannot be seen: the candidate gives the second class nothing at all, as a quantized softmax does."""
     flip_cost: float
     """p_orig(first) - p_orig(second): what a flip to the runner-up would lose."""
 
@@ -64,13 +67,14 @@ def class_change(original: Floats, candidate: Floats) -> ClassChange:
     log_original, log_candidate = np.log(original + _TINY), np.log(candidate + _TINY)
     margin = log_original[rows, first] - log_original[rows, second]
     change = (log_candidate[rows, first] - log_candidate[rows, second]) - margin
+    change = change[(candidate[rows, second] > 0.0) | (candidate[rows, first] == 0.0)]
     return ClassChange(
         drop=float((original[rows, first] - original[rows, chosen]).mean()),
         same_top1=float((first == chosen).mean()),
         confidence=float(original[rows, first].mean()),
         divergence=float((original * (log_original - log_candidate)).sum(axis=1).mean()),
         margin=float(margin.mean()),
-        margin_change=float(np.sqrt((change**2).mean())),
+        margin_change=float(np.sqrt((change**2).mean())) if change.size else np.nan,
         flip_cost=float((original[rows, first] - original[rows, second]).mean()),
     )
 
@@ -82,7 +86,10 @@ def flip_risk(margins: Floats, margin_changes: Floats) -> Floats:
     the margins tell more. Only a unimodal distribution of the changes is assumed, since a Gaussian one would claim
     chances like 1e-30: the one-sided Gauss-type inequality of R. A. Ion, C. A. J. Klaassen and E. R. van den Heuvel (TEST
     32, 2023), P(Z >= v) <= max(4 / (9 (1 + v^2)), (3 - v^2) / (3 (1 + v^2))), in units of the changes' root mean square.
+    A change that cannot be seen (NaN) is taken to be like the others; where too few can, its whole margin counts as eaten.
     """
+    seen = np.isfinite(margin_changes)
+    margin_changes = margin_changes[seen] if seen.sum() >= _FEWEST_MEASURED else np.where(seen, margin_changes, margins)
     spread = float(np.sqrt(np.mean(margin_changes**2)))
     if spread == 0.0:
         return np.zeros_like(margins)

@@ -96,3 +96,18 @@ def test_lost_score_is_seen_although_the_coordinates_drown_it() -> None:
     assert parts["scores"][0] / parts["scores"][1] > 0.5
     plain = judges.noise_and_signal(original, candidate)
     assert plain[0] / plain[1] < 1e-4
+
+
+def test_second_class_below_the_resolution_of_a_quantized_softmax_is_no_change_of_the_margin() -> None:
+    sharp = judges.class_change(np.array([[0.9999, 0.0001]]), np.array([[1.0, 0.0]]))
+    assert np.isnan(sharp.margin_change)
+    flipped = judges.class_change(np.array([[0.9, 0.1]]), np.array([[0.0, 1.0]]))
+    assert flipped.margin_change > 50.0
+
+
+def test_unseen_changes_are_like_the_seen_ones_unless_those_are_too_few() -> None:
+    margins, changes = np.full(20, 4.0), np.full(20, 0.1)
+    changes[10:] = np.nan
+    assert judges.flip_risk(margins, changes).max() < 0.001
+    changes[4:] = np.nan
+    assert judges.flip_risk(margins, changes).min() > 0.1

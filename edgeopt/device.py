@@ -57,6 +57,8 @@ _ARM_CORES = {
 _NO_LIMIT_BYTES = 1 << 60
 """cgroup v1 writes "no limit" as the largest page-aligned number."""
 _ARM_ARCHES = ("aarch64", "arm64", "armv7l", "armv8l")
+_EVERY_ARM = "asimd"
+"""What every 64-bit ARM processor has; nothing more is taken for granted of one that is not here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,18 +83,27 @@ def detect(request: TargetRequest, *, host: Host = THIS_HOST) -> Target:
     """The target that ``request`` means on this device; ``auto`` is ``arm`` on ARM and ``cpu`` elsewhere.
 
     ``threads`` is one for each physical core that the process may use, within the cgroup's quota, unless it is given.
+    Asked for ``arm`` elsewhere than on ARM, the target is a 64-bit ARM processor with the features that were asked for.
     """
     auto = "arm" if host.machine in _ARM_ARCHES else "cpu"
+    absent = request.name == "arm" and auto != "arm"
+    asked = {_EVERY_ARM, *request.features}
+    listed = tuple(name for name in FEATURES if name in asked)
     return Target(
         name=auto if request.name == "auto" else request.name,
-        device=describe(host=host),
-        arch=host.machine,
-        features=features(host=host),
+        device=f"an ARM processor with {' '.join(listed)}" if absent else describe(host=host),
+        arch="aarch64" if absent else host.machine,
+        features=listed if absent else features(host=host),
         threads=request.threads or usable_cores(host=host),
         memory_bytes=memory_bytes(host=host),
         batch=request.batch,
         compute_capability=request.compute_capability,
     )
+
+
+def is_here(target: Target, *, host: Host = THIS_HOST) -> bool:
+    """Whether the processor of ``target`` is of this machine's kind: elsewhere nothing can be timed for it."""
+    return target.arch == host.machine
 
 
 def describe(*, host: Host = THIS_HOST) -> str:
@@ -156,6 +167,23 @@ def gpu_present(*, host: Host = THIS_HOST) -> bool:
     discrete = host.proc / "driver" / "nvidia" / "gpus"
     nodes = ("nvidia0", "nvhost-gpu", "nvhost-ctrl-gpu")
     return any(discrete.glob("*")) or any((host.dev / node).exists() for node in nodes)
+
+
+def gpu_driver(*, host: Host = THIS_HOST) -> str:
+    """The version of the loaded NVIDIA driver, such as ``550.54.15``; empty where none is loaded or it does not tell."""
+    words = _read(host.proc / "driver" / "nvidia" / "version").partition("\n")[0].split()
+    return next((word for word in words if word[0].isdigit() and "." in word), "")
+
+
+def gpu_names(*, host: Host = THIS_HOST) -> tuple[str, ...]:
+    """The models of the discrete NVIDIA GPUs, one a GPU, sorted."""
+    found = []
+    for information in (host.proc / "driver" / "nvidia" / "gpus").glob("*/information"):
+        for line in _read(information).splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "Model":
+                found.append(value.strip())
+    return tuple(sorted(found))
 
 
 def _processors(host: Host) -> Iterator[dict[str, str]]:

@@ -14,8 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edgeopt import __version__, wire
-from edgeopt.integrity import model_files
+from edgeopt import __version__, fingerprint, wire
+from edgeopt.integrity import model_files, sha256_of
 from edgeopt.layout import ARTIFACT_FILE, ENGINE_FILE, MANIFEST_FILE, REPORT_FILE
 from edgeopt.records import Artifact, JobOrder, Latency, Measurement, Quality, Recipe, Step, Target, Trial, Verdict
 from edgeopt.stages import report_page
@@ -64,7 +64,7 @@ def manifest(findings: Findings) -> dict[str, Any]:
         "created": "",
         "edgeopt": __version__,
         "source": wire.encode(order.source),
-        "artifact": _artifact(artifact),
+        "artifact": _artifact(artifact, judged_in=baseline.artifact if _standing(winner) else None),
         "target": {
             "name": target.name,
             "device": target.device,
@@ -84,7 +84,7 @@ def manifest(findings: Findings) -> dict[str, Any]:
             "calibration": wire.encode(findings.data.calibration.origin),
             "eval": wire.encode(findings.data.eval.origin),
         },
-        "environment": {**versions(), "python": platform.python_version(), "cpu": target.device},
+        "environment": _environment(artifact, target),
     }
 
 
@@ -106,7 +106,17 @@ def _standing(winner: Trial) -> dict[str, Any]:
     }
 
 
-def _artifact(artifact: Artifact) -> dict[str, Any]:
+def _environment(artifact: Artifact, target: Target) -> dict[str, Any]:
+    """Versions for people, and the fingerprint that is held against later days (``edgeopt.fingerprint``)."""
+    taken = fingerprint.here(artifact.runtime)
+    driver = {"driver": taken.driver} if taken.driver else {}
+    known = {name: value for name, value in wire.encode(taken).items() if value is not None}
+    people = {"python": platform.python_version(), "cpu": target.device}
+    return {**versions(), **driver, **people, "fingerprint": known | {"runtime_version": artifact.runtime_version}}
+
+
+def _artifact(artifact: Artifact, *, judged_in: Artifact | None) -> dict[str, Any]:
+    """The artifact; with ``judged_in``, an engine's quality is that of the model beside it, opened as this one was."""
     document = {
         "file": ENGINE_FILE if artifact.engine is not None else ARTIFACT_FILE,
         "format": artifact.format,
@@ -116,7 +126,23 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
         "runtime_version": artifact.runtime_version,
         "session": dict(artifact.session),
     }
-    return document | ({"engine": wire.encode(artifact.engine)} if artifact.engine is not None else {})
+    if artifact.engine is None:
+        return document
+    document["engine"] = wire.encode(artifact.engine)
+    if judged_in is not None:
+        # what was found right may stand in for the engine where that does not run
+        model = Path(artifact.path).with_name(ARTIFACT_FILE)
+        files = model_files(model)
+        document["fallback"] = {
+            "file": ARTIFACT_FILE,
+            "format": "onnx",
+            "sha256": sha256_of(model),
+            "bytes": sum(file.stat().st_size for file in files),
+            "runtime": judged_in.runtime,
+            "runtime_version": judged_in.runtime_version,
+            "session": dict(judged_in.session),
+        }
+    return document
 
 
 def _recipe(recipe: Recipe) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -10,6 +11,11 @@ def sha256_of(file: Path) -> str:
     """SHA-256 of a file's content in hex; OSError where it cannot be read. Reads in chunks."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_address(digests: Sequence[str]) -> str:
+    """What a model is filed under: the SHA-256 of its one file, or of the hashes of its files in :func:`model_files`' order."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def model_files(model: Path) -> tuple[Path, ...]:

@@ -16,6 +16,7 @@ PASSES: dict[str, tuple[str, str]] = {
     "fold_batch_norm": ("edgeopt.passes.fold_batch_norm", "FoldBatchNorm"),
     "fuse_transformer": ("edgeopt.passes.fuse_transformer", "FuseTransformer"),
     "prune_channels": ("edgeopt.passes.prune_channels", "PruneChannels"),
+    "prune_weights": ("edgeopt.passes.prune_weights", "PruneWeights"),
     "cast_fp16": ("edgeopt.passes.cast_fp16", "CastFp16"),
     "equalize_layers": ("edgeopt.passes.equalize_layers", "EqualizeLayers"),
     "migrate_outliers": ("edgeopt.passes.migrate_outliers", "MigrateOutliers"),

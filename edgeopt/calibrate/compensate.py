@@ -41,6 +41,14 @@ def compensated(rows: Rows, moments: Moments, grid: Grid) -> Codes:
     return codes[:, back]
 
 
+def noise(rows: Rows, decoded: Rows, moments: Moments | None) -> float:
+    """Power of the output's error over the output's own; of the weight's where its inputs are unknown."""
+    if moments is not None:
+        return output_noise(rows, decoded, moments)
+    power = float(np.square(rows).sum(dtype=np.float64))
+    return float(np.square(decoded - rows).sum(dtype=np.float64)) / power if power else 0.0
+
+
 def output_noise(rows: Rows, decoded: Rows, moments: Moments) -> float:
     """Power of the output's error over the output's own power, on the data that ``moments`` were made of."""
     signal = _power(rows, moments)

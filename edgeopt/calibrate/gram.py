@@ -52,14 +52,19 @@ class Moments:
         """The inputs by falling power, and the upper Cholesky factor of the damped inverse in that order."""
         if self._factored is None:
             order = np.argsort(-np.diag(self.matrix), kind="stable")
-            matrix = self.matrix[np.ix_(order, order)].astype(np.float64)
-            mean = float(np.trace(matrix)) / len(matrix)
-            matrix[np.diag_indices_from(matrix)] += _DAMPING * mean if mean > 0 else 1.0
-            inverse = np.linalg.inv(matrix)
-            # Rounding leaves the inverse a trace unsymmetric, which the factorisation would not notice.
-            upper = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
-            self._factored = order, upper
+            self._factored = order, factor(self.matrix, order)
         return self._factored
+
+
+def factor(matrix: Gram, order: NDArray[np.intp]) -> NDArray[np.float32]:
+    """The upper Cholesky factor of the damped inverse of ``matrix``, its inputs in ``order``."""
+    ordered = matrix[np.ix_(order, order)].astype(np.float64)
+    mean = float(np.trace(ordered)) / len(ordered)
+    ordered[np.diag_indices_from(ordered)] += _DAMPING * mean if mean > 0 else 1.0
+    inverse = np.linalg.inv(ordered)
+    # Rounding leaves the inverse a trace unsymmetric, which the factorisation would not notice.
+    upper: NDArray[np.float32] = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+    return upper
 
 
 def collect(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> dict[str, Moments]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgeopt.graph import tensors
 
-Code = TypeVar("Code", np.uint8, np.int8)
+Code = TypeVar("Code", np.uint8, np.int8, np.float32)
 
 LEAST_ELEMENTS = 1024
 """Smaller constants save nothing: the nodes that unpack them take some hundred bytes."""

@@ -73,9 +73,7 @@ class Unpacker:
 
     def levels(self, weight: Weight, packed: Levels) -> None:
         """The layer reads ``(codebook[sum of the planes' digits] - zero) * scale``."""
-        code = self._digits(weight, packed.planes[0])
-        for plane in packed.planes[1:]:
-            code = self._at_first("Add", [code, self._digits(weight, plane)], weight)
+        code = self._codes(weight, packed.planes, weight.size)
         real = self._at_first("Gather", [self._constant(weight, "codebook", packed.codebook), code], weight)
         real = self._reshaped(real, weight, packed.view)
         if packed.zero is not None:
@@ -84,14 +82,21 @@ class Unpacker:
         real = self._times(real, weight, packed.scale)
         self._replace(weight, real if packed.view == weight.shape else self._reshaped(real, weight, weight.shape))
 
-    def _digits(self, weight: Weight, plane: Packed) -> ir.Value:
-        """The first ``weight.size`` digits of a plane, flat."""
+    def _codes(self, weight: Weight, planes: tuple[Packed, ...], count: int) -> ir.Value:
+        """The first ``count`` codes: the sum of the planes' digits, flat."""
+        code = self._digits(weight, planes[0], count)
+        for plane in planes[1:]:
+            code = self._at_first("Add", [code, self._digits(weight, plane, count)], weight)
+        return code
+
+    def _digits(self, weight: Weight, plane: Packed, count: int) -> ir.Value:
+        """The first ``count`` digits of a plane, flat."""
         bytes_ = self._cast(self._constant(weight, "packed", plane.data), weight, to=_INT32)
         found = self._at_first("Gather", [self._table(plane, weight), bytes_], weight)
         flat = self._reshaped(found, weight, (-1,))
-        if plane.data.size * plane.table.shape[1] == weight.size:
+        if plane.data.size * plane.table.shape[1] == count:
             return flat
-        ends = [self._writer.constant("ends", np.array([end], np.int64)) for end in (0, weight.size)]
+        ends = [self._writer.constant("ends", np.array([end], np.int64)) for end in (0, count)]
         return self._at_first("Slice", [flat, *ends], weight)
 
     def _table(self, plane: Packed, weight: Weight) -> ir.Value:

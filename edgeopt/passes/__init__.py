@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgeopt.passes.fuse_transformer import FuseTransformer as FuseTransformer
     from edgeopt.passes.migrate_outliers import MigrateOutliers as MigrateOutliers
     from edgeopt.passes.prune_channels import PruneChannels as PruneChannels
+    from edgeopt.passes.prune_weights import PruneWeights as PruneWeights
     from edgeopt.passes.quantize_dynamic import QuantizeDynamic as QuantizeDynamic
     from edgeopt.passes.quantize_static import QuantizeStatic as QuantizeStatic
     from edgeopt.passes.quantize_weights import QuantizeWeights as QuantizeWeights
@@ -28,6 +29,7 @@ _HOMES = {
     "FuseTransformer": "fuse_transformer",
     "MigrateOutliers": "migrate_outliers",
     "PruneChannels": "prune_channels",
+    "PruneWeights": "prune_weights",
     "QuantizeDynamic": "quantize_dynamic",
     "QuantizeStatic": "quantize_static",
     "QuantizeWeights": "quantize_weights",
@@ -42,6 +44,7 @@ __all__ = [
     "FuseTransformer",
     "MigrateOutliers",
     "PruneChannels",
+    "PruneWeights",
     "QuantizeDynamic",
     "QuantizeStatic",
     "QuantizeWeights",

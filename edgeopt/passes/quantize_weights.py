@@ -228,7 +228,7 @@ def _write(weight: Weight, plan: _Plan, unpacker: Unpacker) -> None:
         codes = _codes(rows, grid, moments)
         if bits == _BYTE:
             _write_bytes(weight, grid, codes, unpacker)
-        elif not plan.scheme.noise or _noise(rows, grid.decode(codes), moments) <= plan.scheme.noise:
+        elif not plan.scheme.noise or compensate.noise(rows, grid.decode(codes), moments) <= plan.scheme.noise:
             _write_levels(weight, grid, codes, unpacker)
             return
 
@@ -244,14 +244,6 @@ def _grid(weight: Weight, rows: Rows, scheme: WeightScheme, bits: int) -> Grid:
     if scheme.levels == "ternary" and bits == min(WIDTHS):
         return codebook.fit_levels(rows, codebook.ternary_levels(), block=block)
     return codebook.fit_levels(rows, codebook.integer_levels(bits), block=block)
-
-
-def _noise(rows: Rows, decoded: Rows, moments: Moments | None) -> float:
-    """Power of the output's error over the output's own; of the weight's where its inputs are unknown."""
-    if moments is not None:
-        return compensate.output_noise(rows, decoded, moments)
-    power = float(np.square(rows).sum(dtype=np.float64))
-    return float(np.square(decoded - rows).sum(dtype=np.float64)) / power if power else 0.0
 
 
 def _write_levels(weight: Weight, grid: Grid, codes: Codes, unpacker: Unpacker) -> None:

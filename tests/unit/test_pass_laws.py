@@ -77,6 +77,9 @@ LAWS = (
     ),
     Law("prune_channels", {"ratio": 0.3}, PRUNABLE, 5e-2),
     Law("prune_channels", {"ratio": 0.3, "criterion": "l1", "refit": False}, PRUNABLE, 0.3),
+    Law("prune_weights", {"small": 0.0}, ("bert_block",), 3e-2),
+    Law("prune_weights", {"pattern": "2:4", "bits": 5, "small": 0.0}, ("bert_block",), 3e-2),
+    Law("prune_weights", {"ratio": 0.2, "method": "magnitude", "form": "dense", "small": 0.0}, ("bert_block",), 3e-2),
     Law("equalize_layers", {}, ("relu_chain",), LOSSLESS),
     Law("equalize_layers", {"bounds": True}, ("relu_chain",), LOSSLESS),
     Law(

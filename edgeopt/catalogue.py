@@ -5,11 +5,16 @@ The lists are literal: to add a pass, write its module in ``passes/`` and one li
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from importlib import import_module
-from typing import cast
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, cast
 
 from edgeopt.errors import UsageError
-from edgeopt.protocols import EngineBuilder, Pass, Runtime
+from edgeopt.protocols import EngineBuilder, Evidence, Gradients, Pass, Runtime
+
+if TYPE_CHECKING:
+    from edgeopt.protocols import Array, Model
 
 PASSES: dict[str, tuple[str, str]] = {
     "tidy": ("edgeopt.passes.tidy", "Tidy"),
@@ -46,6 +51,16 @@ def find_runtime(name: str) -> Runtime:
 def find_engines(target: str) -> EngineBuilder | None:
     """What builds the engines that ``target`` serves; None where it serves ONNX files."""
     return cast("EngineBuilder", find_runtime(target)) if target in RUNTIMES else None
+
+
+def find_gradients() -> Gradients | None:
+    """What differentiates models; None without the ``train`` extra. torch is loaded when the first gradient is asked for."""
+    return _gradients if find_spec("torch") is not None else None
+
+
+def _gradients(model: Model, names: Sequence[str], evidence: Evidence) -> Iterator[dict[str, Array]]:
+    found = import_module("edgeopt.training.gradients").per_sample(model, names, evidence)
+    return cast("Iterator[dict[str, Array]]", found)
 
 
 def _make(name: str, known: dict[str, tuple[str, str]], what: str) -> object:

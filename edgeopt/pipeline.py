@@ -164,6 +164,7 @@ def _workbench(job: Job, artifact: Artifact, original: Runner, emit: Emit) -> Wo
             teacher=job.given.teacher or job.given.model,
             # a recipe that is replayed must give what it gave, however long that takes
             deadline_s=None if job.order.only_recipe else time.monotonic() + job.order.policy.search.budget_s,
+            gradients=catalogue.find_gradients(),
         ),
         passes=job.passes,
         runtime=job.runtime,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     """Input name to array, for one inference (the batch axis included where the model has one)."""
 
 Settings: TypeAlias = Mapping[str, Scalar]
+Gradients: TypeAlias = "Callable[[Model, Sequence[str], Evidence], Iterator[dict[str, Array]]]"
 
 
 class Samples(Protocol):
@@ -59,6 +60,8 @@ class Evidence(Protocol):
     """When a pass that goes on for long has to end with the best it has, on the monotonic clock; None: never."""
     progress: Callable[[float, str], None] | None
     """Told how far such a pass is: a share (0..1) and a few words."""
+    gradients: Gradients | None
+    """Gradients by named constants of a model, a sample at a time; None where nothing that differentiates is installed."""
 
     @property
     def folder(self) -> Path | None:

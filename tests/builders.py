@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeopt.protocols import Gradients
 from edgeopt.records import Signature, Target, TensorSpec
 
 Arrays = dict[str, np.ndarray]
@@ -371,6 +372,7 @@ class FakeEvidence:
     folder: Path | None = None
     deadline_s: float | None = None
     progress: Callable[[float, str], None] | None = None
+    gradients: Gradients | None = None
 
     def __init__(
         self, model: ir.Model, *, samples: int = 4, target: Target = TARGET, teacher: ir.Model | None = None

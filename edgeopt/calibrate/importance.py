@@ -11,8 +11,8 @@ family that the criterion can judge. Families it cannot judge are missing from t
 - ``variance`` of what it adds to its readers' outputs, each input on its own
 - ``obs``: what its readers lose when it goes and the others make good what they can, see ``saliency``
 - ``random``: the control
-- ``taylor``: |weight x gradient| (P. Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, arXiv:1906.10771) needs gradients,
-  which nothing here has
+- ``taylor``: the square of weight x gradient, summed over the columns that read the unit (P. Molchanov et al., "Importance Estimation for Neural Network Pruning",
+  CVPR 2019, arXiv:1906.10771; there over the filter that makes it, which behind a ReLU is the same number). Gradients come from ``Evidence.gradients``
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def scores(model: Model, families: Sequence[Family], ranking: Ranking, evidence:
         return {family.name: _random(family, ranking.seed) for family in families}
     if criterion == "batch_norm":
         return _batch_norm_scales(model, families)
+    if criterion == "taylor":
+        return _first_order(model, families, evidence)
     if criterion == "obs":
         return _second_order(model, families, evidence, ranking.depths)
     return _activities(model, families, criterion, evidence)
@@ -82,8 +84,11 @@ def scores(model: Model, families: Sequence[Family], ranking: Ranking, evidence:
 def _check(criterion: str, evidence: Evidence) -> None:
     if criterion not in CRITERIA:
         raise PassFailed(f"criterion is {criterion!r}", hint=f"Use one of {', '.join(CRITERIA)}.")
-    if criterion == "taylor":
-        raise PassFailed("criterion taylor needs gradients, and so the train extra", hint="Use criterion=obs.")
+    if criterion == "taylor" and evidence.gradients is None:
+        raise PassFailed(
+            "criterion taylor needs gradients, and torch is not installed",
+            hint="Install it with pip install 'edgeopt[train]', or use criterion=obs.",
+        )
     if criterion not in WITHOUT_SAMPLES and not evidence.sample_count:
         raise PassFailed(
             f"criterion {criterion} needs calibration samples, and there are none",
@@ -171,6 +176,33 @@ def _measured(consumer: Consumer, seen: Activity, criterion: str) -> Scores:
     total = float(contributions.sum())
     # Relative to the consumer's own output, so that the readers of one unit can be added up.
     return np.asarray(contributions / total, np.float64) if total > 0 else contributions
+
+
+def _first_order(model: Model, families: Sequence[Family], evidence: Evidence) -> dict[str, Scores]:
+    """The mean over the samples of what first order says a unit's columns do, squared."""
+    assert evidence.gradients is not None  # noqa: S101  # _check() asked
+    constants = _constants(model)
+    weights = {
+        slot.constant: np.asarray(tensors.array(constants[slot.constant]), np.float64)
+        for family in families
+        for slot in family.slots
+        if slot.role == "consumer" and slot.constant in constants
+    }
+    found: dict[str, Scores] = {}
+    for seen, slopes in enumerate(evidence.gradients(model, list(weights), evidence)):
+        parts = {name: weights[name] * np.asarray(slope, np.float64) for name, slope in slopes.items()}
+        for family in families:
+            read = [slot for slot in family.slots if slot.role == "consumer" and slot.constant in parts]
+            if read:
+                moved = np.sum([_of_units(_along(parts[slot.constant], slot.axis), slot) for slot in read], axis=0)
+                before = found.get(family.name, np.zeros(family.units))
+                found[family.name] = before + (np.square(moved) - before) / (seen + 1)
+    return found
+
+
+def _along(values: Scores, axis: int) -> Scores:
+    """Sums of everything but ``axis``."""
+    return np.asarray(np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1).sum(axis=1), np.float64)
 
 
 def _second_order(

@@ -5,12 +5,14 @@ covariance ``C``, removing the columns ``S`` of ``W`` and refitting the rest cos
 derivatives for network pruning: Optimal Brain Surgeon", NIPS 1992). Removing one unit after the other with both ``W`` and ``C`` brought up to date in closed form
 is E. Frantar and D. Alistarh, "Optimal Brain Compression", NeurIPS 2022, arXiv:2208.11580; whole structures at once as here is E. Kurtic, E. Frantar and
 D. Alistarh, "ZipLM: Inference-Aware Structured Pruning of Language Models", NeurIPS 2023, arXiv:2302.04089.
+
+The updates are lazy, as in GPTQ (E. Frantar et al., ICLR 2023, arXiv:2210.17323): a removal changes what the costs are made of, the units' own blocks, at once;
+the matrices themselves take in a few dozen removals together, as one product, and lose the columns that are gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,17 +27,27 @@ _FLOOR = 1e-6
 """Share of the mean variance added on top, or a column that never changes would have no inverse. Small: such a column costs nothing."""
 _APART = 1.0 + 1e-9
 """A later removal never scores below an earlier one: the order of removal is the order of the scores."""
+_LAZY = 48
+"""Columns that are removed before the matrices are brought up to date."""
 
 
-@dataclass(slots=True)
 class Reader:
-    """One consumer, changed with every unit that goes."""
+    """One consumer, changed with every unit that goes. All units have the same number of columns here."""
 
-    weights: Matrix
-    """(outputs, columns), scaled so that the output's variance is 1."""
-    inverse: Matrix
-    """Of the damped covariance of the columns."""
-    units: Sequence[Columns]
+    def __init__(self, weights: Matrix, inverse: Matrix, units: Sequence[Columns]) -> None:
+        self._weights = weights
+        """(outputs, columns), scaled so that the output's variance is 1; as of the last update."""
+        self._inverse = inverse
+        """Of the damped covariance of the columns; as of the last update."""
+        self._columns = np.stack([np.asarray(each, np.intp) for each in units])
+        """(units, columns of one); -1 for a unit that is gone from the matrices."""
+        self._gone: list[int] = []
+        """Units removed since the last update."""
+        self._across: Matrix = np.zeros((len(inverse), 0))
+        """What the inverse is yet to lose: this times its own transpose; (columns, removed columns)."""
+        self._lost: Matrix = np.zeros((len(weights), 0))
+        """What the weights are yet to lose: this times the transpose of ``_across``; (outputs, removed columns)."""
+        self._begin()
 
     @staticmethod
     def of(rows: NDArray[np.float32], covariance: Matrix, units: Sequence[Columns]) -> Reader:
@@ -47,31 +59,50 @@ class Reader:
 
     def costs(self, alive: Sequence[int]) -> Matrix:
         """What removing each of the units ``alive`` would cost now."""
-        columns = [self.units[unit] for unit in alive]
-        if all(each.size == 1 for each in columns):
-            single = np.concatenate(columns)
-            squares: Matrix = np.square(self.weights[:, single]).sum(axis=0) / self.inverse[single, single]
-            return squares
-        return np.asarray([self._cost(each) for each in columns])
+        blocks, powers = self._blocks[alive], self._powers[alive]
+        if blocks.shape[1] == 1:
+            single: Matrix = powers[:, 0, 0] / blocks[:, 0, 0]
+            return single
+        return np.asarray(np.trace(np.linalg.solve(blocks, powers), axis1=1, axis2=2), np.float64)
 
     def remove(self, unit: int) -> None:
         """Take the unit out; the weights left are refitted, the inverse is that of the covariance without it."""
-        gone = self.units[unit]
-        across = self.inverse[:, gone]
-        block = np.linalg.inv(self.inverse[np.ix_(gone, gone)])
-        self.weights -= (self.weights[:, gone] @ block) @ across.T
-        self.inverse -= (across @ block) @ across.T
-        # Exactly zero, not nearly: rounding would grow with every further removal.
-        self.weights[:, gone] = 0.0
-        self.inverse[gone, :] = 0.0
-        self.inverse[:, gone] = 0.0
-        self.inverse[gone, gone] = 1.0
+        own = self._columns[unit]
+        across = self._inverse[:, own] - self._across @ self._across[own].T
+        lost = self._weights[:, own] - self._lost @ self._across[own].T
+        root = np.linalg.inv(np.linalg.cholesky(across[own])).T
+        across, lost = across @ root, lost @ root
+        shared = self._weights.T @ lost - self._across @ (self._lost.T @ lost)
+        by_unit, moved = across[self._columns], shared[self._columns] @ across[self._columns].transpose(0, 2, 1)
+        self._blocks -= by_unit @ by_unit.transpose(0, 2, 1)
+        self._powers += by_unit @ (lost.T @ lost) @ by_unit.transpose(0, 2, 1) - moved - moved.transpose(0, 2, 1)
+        self._across = np.concatenate([self._across, across], axis=1)
+        self._lost = np.concatenate([self._lost, lost], axis=1)
+        self._gone.append(unit)
+        if self._across.shape[1] >= _LAZY:
+            self._catch_up()
 
-    def _cost(self, columns: Columns) -> float:
-        weights = self.weights[:, columns]
-        return float(
-            np.einsum("oi,oi->", np.linalg.solve(self.inverse[np.ix_(columns, columns)], weights.T).T, weights)
-        )
+    def _begin(self) -> None:
+        """What the costs are made of, from the matrices as they are."""
+        columns = self._columns
+        self._blocks: Matrix = self._inverse[columns[:, :, None], columns[:, None, :]]
+        read = np.moveaxis(self._weights[:, columns], 0, 1)
+        self._powers: Matrix = read.transpose(0, 2, 1) @ read
+        self._across = np.zeros((len(self._inverse), 0))
+        self._lost = np.zeros((len(self._weights), 0))
+
+    def _catch_up(self) -> None:
+        """Bring the matrices up to date and leave out the columns that are gone."""
+        left = np.ones(len(self._inverse), np.bool_)
+        left[self._columns[self._gone].reshape(-1)] = False
+        across = self._across[left]
+        self._inverse = self._inverse[np.ix_(left, left)] - across @ across.T
+        self._weights = self._weights[:, left] - self._lost @ across.T
+        places = np.cumsum(left) - 1
+        # units that are gone point at some column or other: nobody asks for them again
+        self._columns = np.maximum(places[self._columns], 0)
+        self._gone.clear()
+        self._begin()
 
 
 def damped(covariance: Matrix) -> Matrix:

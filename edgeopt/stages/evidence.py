@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.errors import PassFailed
 from edgeopt.graph import edit, save
-from edgeopt.protocols import Samples
+from edgeopt.protocols import Gradients, Samples
 from edgeopt.records import Signature, Target
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class CalibrationEvidence:
     teacher: Model | None = None
     deadline_s: float | None = None
     progress: Callable[[float, str], None] | None = None
+    gradients: Gradients | None = None
     memo: MutableMapping[str, object] = field(default_factory=dict)
     sample_count: int = field(init=False)
     synthetic: bool = field(init=False)

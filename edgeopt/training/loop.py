@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -209,8 +210,9 @@ class _Run:
         return Outcome(self._best, self._standing)
 
     def _step(self, step: int, learning_rate: float) -> None:
-        # dropout draws from torch's own generator: seeded for each step, a resumed training draws the same
-        torch.manual_seed((self._course.seed << 32) + step)
+        # dropout draws from torch's own generator: seeded for each step, a resumed training draws the same.
+        # torch looks at 32 bits of a seed only, so both numbers are mixed into those
+        torch.manual_seed(int(np.random.SeedSequence((self._course.seed, step)).generate_state(1)[0]))
         self._watch.on_mode(True)
         total = 0.0
         for part in self._lesson.parts(step):

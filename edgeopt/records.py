@@ -85,6 +85,8 @@ class TargetRequest:
     name: Literal["auto", "cpu", "arm", "tensorrt", "tensorrt-rtx"] = "auto"
     threads: int | None = None
     compute_capability: tuple[float, ...] = ()
+    features: tuple[str, ...] = ()
+    """Instruction sets of a processor that is not here; of the one that is here they are read."""
     batch: int = 1
 
 
@@ -190,6 +192,14 @@ class StagedFiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Healing:
+    """The published version that a job makes anew, and why it no longer holds (``fingerprint.REASONS``, ``damaged``)."""
+
+    version: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobOrder:
     """Everything the worker needs to know; written as ``order.json`` into the staging folder."""
 
@@ -201,6 +211,8 @@ class JobOrder:
     limits: WorkerLimits
     only_recipe: Recipe | None = None
     """Replay this one recipe (``optimize --recipe``) instead of planning."""
+    heals: Healing | None = None
+    """None for a drop."""
     prepare: bool = False
     """Write a bundle of candidates (``optimize --prepare``) for another device to choose from, instead of choosing here."""
 

@@ -146,8 +146,8 @@ def _old_versions(config: Config) -> list[Waste]:
 
     waste = []
     for each in shelf.read_all(Path(config.published)):
-        safe = {each.current, each.pinned, *each.versions[-max(1, config.publish.keep) :]}
-        waste += [Waste(each.folder / str(number), "old version") for number in each.versions if number not in safe]
+        old = shelf.surplus(each, keep=config.publish.keep)
+        waste += [Waste(each.folder / str(number), "old version") for number in old]
     return waste
 
 

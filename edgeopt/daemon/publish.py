@@ -21,16 +21,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from edgeopt import fingerprint
 from edgeopt.config.schema import Publish
 from edgeopt.daemon import shelf as shelves
 from edgeopt.daemon import storage
 from edgeopt.daemon.shelf import Shelf, pin, recover, rollback, unpin
 from edgeopt.errors import BadOutput
 from edgeopt.layout import CHECKSUMS_FILE, MANIFEST_FILE
+from edgeopt.records import Healing
 
 __all__ = ["Origin", "Published", "pin", "publish", "recover", "rollback", "unpin"]
 
-_CHUNK_BYTES = 1 << 20
 _MOST_FILES = 64
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DEFAULT = Publish()
@@ -47,6 +48,8 @@ class Origin:
     """The highest version this name ever had, also where the folder is gone."""
     created_s: float | None = None
     """Wall clock time for the manifest; now, where None."""
+    heals: Healing | None = None
+    """The stale or damaged version that this one takes the place of."""
 
 
 _NOBODY = Origin()
@@ -107,6 +110,8 @@ def _publish_locked(
         stamped = manifest | {"name": shelf.name, "version": version, "created": _rfc3339(origin.created_s)}
         if origin.job_id:
             stamped["job"] = {"id": origin.job_id, "key": origin.key}
+        if origin.heals is not None:
+            stamped["healed"] = _healed(manifest, shelf, origin.heals)
         _add_version(out, stamped, shelf.folder, version=version, mode=settings.mode)
     if not shelf.pinned:
         shelves.point_current(shelf.folder, version)
@@ -116,16 +121,30 @@ def _publish_locked(
     )
 
 
+def _healed(manifest: dict[str, Any], shelf: Shelf, heals: Healing) -> dict[str, Any]:
+    """Which version was found stale and why, and whether the work came to the same artifact once more."""
+    document: dict[str, Any] = {"version": heals.version, "reasons": list(heals.reasons), "same_artifact": None}
+    with suppress(BadOutput, OSError):
+        before = shelves.read_manifest(shelf.folder / str(heals.version))
+        document["same_artifact"] = before["artifact"].get("sha256") == manifest["artifact"].get("sha256")
+    return document
+
+
 def _same_outcome(manifest: dict[str, Any], shelf: Shelf, origin: Origin) -> int:
     """The newest version, where it is this very outcome (a publish that crashed before it was noted); else 0."""
     if not shelf.versions or shelf.versions[-1] != shelf.highest:
         return 0
-    newest = shelves.read_manifest(shelf.folder / str(shelf.versions[-1]))
+    try:
+        newest = shelves.read_manifest(shelf.folder / str(shelf.versions[-1]))
+    except BadOutput:
+        return 0  # damaged since it was published: whatever this is, it is better
     owner = newest.get("job")
     if origin.job_id and isinstance(owner, dict) and owner.get("id") == origin.job_id:
         return shelf.versions[-1]
     same = (
-        newest["artifact"].get("sha256") == manifest["artifact"].get("sha256")
+        shelf.versions[-1] not in shelf.bad
+        and fingerprint.of_manifest(newest) == fingerprint.of_manifest(manifest)
+        and newest["artifact"].get("sha256") == manifest["artifact"].get("sha256")
         and newest["source"].get("sha256") == manifest["source"].get("sha256")
         and newest.get("goal") == manifest.get("goal")
         and newest.get("target") == manifest.get("target")
@@ -176,19 +195,7 @@ def _copy(source: Path, target: Path, *, mode: int) -> str:
     """Copy one file, durable, hashed on the way; returns the sha256 in hex."""
     if not stat.S_ISREG(os.lstat(source).st_mode):
         raise BadOutput(f"{source.name} in the output folder is no plain file", hint="Retry the job.")
-    # the worker is gone, so nobody swaps the file between the two looks; O_NOFOLLOW costs nothing all the same
-    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb", buffering=0) as reader:
-        digest = hashlib.sha256()
-        with target.open("xb", buffering=0) as writer:
-            while chunk := reader.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                rest = memoryview(chunk)
-                while rest:
-                    rest = rest[writer.write(rest) :]
-            os.fchmod(writer.fileno(), mode)
-            os.fsync(writer.fileno())
-    return digest.hexdigest()
+    return storage.copy_file(source, target, mode=mode)
 
 
 def _rfc3339(wall_s: float | None) -> str:

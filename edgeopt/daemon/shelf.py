@@ -13,13 +13,14 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeopt.daemon import storage
+from edgeopt.daemon import marks, storage
+from edgeopt.daemon.marks import Mark
 from edgeopt.errors import BadOutput, UsageError
 from edgeopt.layout import CURRENT_LINK, MANIFEST_FILE
 
@@ -42,15 +43,27 @@ class Shelf:
     """The highest number taken, by a folder of whatever content."""
     current: int
     pinned: int
+    marks: Mapping[int, Mark] = field(default_factory=dict)
+    """What was found out about versions since, by number."""
+
+    @property
+    def bad(self) -> tuple[int, ...]:
+        """Versions that nobody should be led to."""
+        return tuple(number for number in self.versions if number in self.marks and self.marks[number].bad)
+
+    @property
+    def good(self) -> tuple[int, ...]:
+        return tuple(number for number in self.versions if number not in self.bad)
 
 
 def read(published_root: Path, name: str) -> Shelf:
     """The shelf of ``name``; an empty one where nothing was published yet."""
     home = published_root / name
     try:
-        taken = sorted(int(entry) for entry in os.listdir(home) if _VERSION.fullmatch(entry))  # noqa: PTH208 - names only
+        names = os.listdir(home)  # noqa: PTH208 - names only
     except FileNotFoundError:
-        taken = []
+        names = []
+    taken = sorted(int(entry) for entry in names if _VERSION.fullmatch(entry))
     versions = tuple(number for number in taken if (home / str(number) / MANIFEST_FILE).is_file())
     current = _current(home)
     return Shelf(
@@ -60,6 +73,7 @@ def read(published_root: Path, name: str) -> Shelf:
         highest=taken[-1] if taken else 0,
         current=current if current in versions else 0,
         pinned=_pinned(home),
+        marks=marks.read(home, names),
     )
 
 
@@ -126,13 +140,10 @@ def rollback(published_root: Path, name: str, version: int | None = None) -> int
     """
     shelf = _existing(published_root, name)
     wanted = (
-        version
-        if version is not None
-        else max((number for number in shelf.versions if number < shelf.current), default=0)
+        version if version is not None else max((number for number in shelf.good if number < shelf.current), default=0)
     )
-    if wanted not in shelf.versions:
-        what = f"version {version}" if version is not None else f"version before {shelf.current}"
-        raise UsageError(f"{name} has no {what}; it has {_listed(shelf)}", hint="Name one of these versions.")
+    what = f"version {version}" if version is not None else f"version before {shelf.current}"
+    _refuse(shelf, wanted, what)
     with storage.storage_errors(f"rolling {name} back"), locked(shelf.folder):
         if shelf.pinned:
             _write_pin(shelf.folder, wanted)
@@ -147,8 +158,7 @@ def pin(published_root: Path, name: str, version: int | None = None) -> int:
     """
     shelf = _existing(published_root, name)
     wanted = shelf.current if version is None else version
-    if wanted not in shelf.versions:
-        raise UsageError(f"{name} has no version {wanted}; it has {_listed(shelf)}", hint="Name one of these versions.")
+    _refuse(shelf, wanted, f"version {wanted}")
     with storage.storage_errors(f"pinning {name}"), locked(shelf.folder):
         _write_pin(shelf.folder, wanted)
         point_current(shelf.folder, wanted)
@@ -158,20 +168,33 @@ def pin(published_root: Path, name: str, version: int | None = None) -> int:
 def unpin(published_root: Path, name: str) -> int:
     """Let ``current`` go to the newest version, and follow again. Returns the version."""
     shelf = _existing(published_root, name)
+    newest = (shelf.good or shelf.versions)[-1]
     with storage.storage_errors(f"unpinning {name}"), locked(shelf.folder):
         (shelf.folder / PIN_FILE).unlink(missing_ok=True)
-        point_current(shelf.folder, shelf.versions[-1])
-    return shelf.versions[-1]
+        point_current(shelf.folder, newest)
+    return newest
+
+
+def surplus(shelf: Shelf, *, keep: int) -> list[int]:
+    """The oldest versions beyond ``keep``, never the current or pinned one.
+
+    A marked one takes no good one's place, and stays for a look as long as older good ones do.
+    """
+    kept = (shelf.good or shelf.versions)[-max(1, keep) :]
+    safe = (
+        {shelf.current, shelf.pinned, *kept, *(number for number in shelf.bad if number > kept[0])} if kept else set()
+    )
+    return [number for number in shelf.versions if number not in safe]
 
 
 def retain(shelf: Shelf, *, keep: int) -> list[int]:
-    """Remove the oldest versions beyond ``keep``, never the current or pinned one; returns what was removed."""
-    safe = {shelf.current, shelf.pinned, *shelf.versions[-max(1, keep) :]}
-    removed = [number for number in shelf.versions if number not in safe]
+    """Remove the :func:`surplus`; returns what was removed."""
+    removed = surplus(shelf, keep=keep)
     for number in removed:
         gone = shelf.folder / f".gone-{number}-{secrets.token_hex(4)}"
         # out of the readers' sight in one step; what follows may be interrupted
         (shelf.folder / str(number)).rename(gone)
+        marks.take_off(shelf.folder, number)
         storage.remove_tree(gone)
     return removed
 
@@ -193,7 +216,8 @@ def _recover_one(published_root: Path, home: Path) -> None:
                 storage.remove_tree(entry)
         shelf = read(published_root, home.name)
         if shelf.versions and not shelf.current:
-            point_current(home, shelf.pinned if shelf.pinned in shelf.versions else shelf.versions[-1])
+            newest = (shelf.good or shelf.versions)[-1]
+            point_current(home, shelf.pinned if shelf.pinned in shelf.versions else newest)
         if not any(home.iterdir()):
             home.rmdir()  # a name whose first publish never came to an end
 
@@ -207,6 +231,14 @@ def _existing(published_root: Path, name: str) -> Shelf:
     if not is_name(name) or not (shelf := read(published_root, name)).versions:
         raise UsageError(f"nothing is published as {name!r:.80}", hint="List the models with edgeopt status.")
     return shelf
+
+
+def _refuse(shelf: Shelf, wanted: int, what: str) -> None:
+    if wanted not in shelf.versions:
+        raise UsageError(f"{shelf.name} has no {what}; it has {_listed(shelf)}", hint="Name one of these versions.")
+    if wanted in shelf.bad:
+        reason = shelf.marks[wanted].reason or "marked as bad"
+        raise UsageError(f"version {wanted} of {shelf.name} cannot serve: {reason}", hint="Name another version.")
 
 
 def _listed(shelf: Shelf) -> str:

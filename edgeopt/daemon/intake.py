@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from edgeopt import wire
-from edgeopt.daemon import gate, take
+from edgeopt.daemon import gate, take, taking_bundle
 from edgeopt.daemon.drops import Drop
 from edgeopt.daemon.leave import remove_drop
 from edgeopt.daemon.names import escaped, model_format, slug
@@ -28,7 +28,7 @@ from edgeopt.daemon.storage import fsync_folder, storage_errors, translate, writ
 from edgeopt.daemon.take import NotReady, Patience
 from edgeopt.daemon.taking import MODEL, OWN_NAMES, Taking
 from edgeopt.errors import TooLarge, UnsafeFile, UnsupportedModel
-from edgeopt.layout import JobFolder
+from edgeopt.layout import BUNDLE_FILE, BUNDLE_FORMAT, JobFolder
 from edgeopt.records import JobOrder, Policy, Source, WorkerLimits
 
 __all__ = [
@@ -85,8 +85,11 @@ def stage(
         with storage_errors("making the job's folder"):
             folder.create()
         taking = Taking(drop, folder, limits, patience)
-        taking.take_model()
-        taking.take_external_data()
+        if model_format(PurePosixPath(drop.model or "").name) == BUNDLE_FORMAT:
+            taking_bundle.take_bundle(taking)
+        else:
+            taking.take_model()
+            taking.take_external_data()
         taking.take_sidecars()
         taking.look_at_the_rest()
         staged = _seal(taking, policy)
@@ -146,7 +149,7 @@ def _seal(taking: Taking, policy: Policy) -> Staged:
         name=slug(drop.name, sha256),
         source=Source(
             file=escaped(PurePosixPath(drop.model or "").name),
-            format="onnx",
+            format=BUNDLE_FORMAT if taking.files.model == BUNDLE_FILE else "onnx",
             sha256=sha256,
             bytes=taking.sizes["model"],
         ),

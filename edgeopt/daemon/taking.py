@@ -20,6 +20,7 @@ from edgeopt.daemon.scan import Stamp, describe
 from edgeopt.daemon.storage import storage_errors
 from edgeopt.daemon.take import NotReady, Opened, Patience
 from edgeopt.errors import (
+    BadBundle,
     BadData,
     BadJobFile,
     ConfigError,
@@ -113,7 +114,7 @@ class Taking:
             self.take_job_file(self.drop.job_file)
         calibration = self.take_data(self.drop.calibration, CALIBRATION)
         evaluation = self.take_data(self.drop.eval, EVAL)
-        self.files = replace(self.files, calibration=calibration, eval=evaluation)
+        self.files = replace(self.files, calibration=calibration, eval=evaluation or self.files.eval)
         path = self.drop.teacher or self.named_teacher()
         if path is not None:
             self.take_teacher(path)
@@ -219,7 +220,7 @@ class Taking:
         try:
             with take.open_regular(self.drop, path) as opened, storage_errors(f"reading {escaped(path)}"):
                 yield opened
-        except (EmptyFile, TruncatedModel, BadData) as error:
+        except (EmptyFile, TruncatedModel, BadData, BadBundle) as error:
             self.wait_for(path, error.message)
             raise
 
@@ -239,12 +240,13 @@ class Taking:
         if wait_s > 0 and take.is_written(opened):
             raise NotReady(f"{escaped(opened.path)} is still open for writing", retry_s=5.0)
 
-    def count(self, opened: Opened, part: str) -> None:
-        """Add a file to its part's size, and hold the sum against the limit and the free space."""
+    def count(self, opened: Opened, part: str, *, times: int = 1) -> None:
+        """Add a file to its part's size, and hold the sum against the limit (``times`` as much) and the free space."""
         self.sizes[part] += opened.size_bytes
-        if self.sizes[part] > self.limits.model_bytes:
+        most, told = self.limits.model_bytes * times, "" if times == 1 else f" times {times}"
+        if self.sizes[part] > most:
             raise TooLarge(
-                f"the {part} has {self.sizes[part]} bytes, limits.model_bytes is {self.limits.model_bytes}",
+                f"the {part} has {self.sizes[part]} bytes, limits.model_bytes{told} is {most}",
                 hint=f"Raise limits.model_bytes or drop a smaller {part}.",
             )
         need = RESERVE_TIMES * sum(self.sizes.values()) + RESERVE_BYTES

@@ -35,6 +35,7 @@ __all__ = [
     "NotReady",
     "Patience",
     "Staged",
+    "content_key",
     "identify",
     "move_to_rejected",
     "recover_rejected",
@@ -167,7 +168,7 @@ def _seal(taking: Taking, policy: Policy) -> Staged:
     return Staged(
         order=order,
         folder=folder,
-        key=_key(taking.digests, policy),
+        key=content_key(taking.digests, policy),
         drop=replace(drop, members=members, entries=entries),
         stamps=taking.stamps,
     )
@@ -182,6 +183,7 @@ def _source_sha256(taking: Taking) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _key(digests: dict[str, str], policy: Policy) -> str:
+def content_key(digests: dict[str, str], policy: Policy) -> str:
+    """The key of a job: SHA-256 over the name inside ``input/`` and the SHA-256 of each file, and the policy."""
     lines = [f"{digest} {name!a}" for name, digest in sorted(digests.items())]
     return hashlib.sha256("\n".join([*lines, wire.dumps(policy)]).encode()).hexdigest()

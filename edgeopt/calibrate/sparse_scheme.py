@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from edgeopt.calibrate.masks import UNSTRUCTURED, Pattern, read_pattern
 from edgeopt.errors import PassFailed
 
-METHODS = ("sparsegpt", "magnitude")
+METHODS = ("sparsegpt", "magnitude", "found")
 SCOPES = ("local", "global")
 FORMS = ("masked", "dense")
 WIDTHS = (2, 3, 4, 5, 6, 8)

@@ -2,7 +2,7 @@
 
 Stands under ``passes.prune_weights``. In come a weight's rows and the second moments of its inputs (see ``gram``), out go the mask and the weights that are left.
 
-- ``magnitude`` removes the smallest and touches nothing else.
+- ``magnitude`` removes the smallest and touches nothing else; ``found`` takes the zeros that an earlier pass left.
 - ``sparsegpt`` goes through the columns: what removing (or rounding) a weight does to the output, the columns behind it make good along the inverse of
   ``X^T X``, and who goes next is decided on weights that have made good already (E. Frantar and D. Alistarh, "SparseGPT: Massive Language Models Can Be Accurately
   Pruned in One-Shot", ICML 2023, arXiv:2301.00774). Unlike the paper, columns with the largest inputs go first, as in ``compensate``, and each block of columns loses
@@ -24,6 +24,8 @@ from edgeopt.calibrate.codebook import Grid, Rows, nearest
 from edgeopt.calibrate.gram import Moments
 from edgeopt.calibrate.masks import Mask, Pattern
 
+_LEAST_FOUND = 0.1
+"""Share of zeros below which a mask costs more than the zeros save."""
 Order = NDArray[np.intp]
 """Columns in the order in which they are gone through; with a pattern, group after group."""
 _LAZY = 128
@@ -49,6 +51,16 @@ def magnitude(rows: Rows, removal: Removal) -> Mask:
     kept = np.empty(rows.shape, np.bool_)
     kept[:, removal.groups.reshape(-1)] = _within_groups(size[:, removal.groups], removal.pattern).reshape(rows.shape)
     return kept
+
+
+def found(rows: Rows, removal: Removal) -> Mask | None:
+    """Without the zeros that are there already; None where they are too few, or do not follow the pattern."""
+    if removal.pattern is None:
+        kept = rows != 0
+        return kept if kept.mean() <= 1 - _LEAST_FOUND else None
+    # A pattern keeps its number from every group, be it a zero.
+    kept = magnitude(rows, removal)
+    return None if rows[~kept].any() else kept
 
 
 def reconstructed(rows: Rows, moments: Moments, removal: Removal) -> tuple[Mask, Rows]:

@@ -8,7 +8,7 @@ Settings (all optional):
 
 - ``pattern`` unstructured | n:m, such as 2:4: n are left of each m neighbouring inputs
 - ``ratio``   share of the weights that go, without a pattern
-- ``method``  sparsegpt (needs calibration samples) | magnitude, see ``calibrate.sparsify``
+- ``method``  sparsegpt (needs calibration samples) | magnitude | found: the zeros that are there, say behind ``distill``; see ``calibrate.sparsify``
 - ``scope``   local: every layer loses the same share; global: LAMP's shares
 - ``bits``    8 | 6 | 5 | 4 | 3 | 2 for the weights that are left, on levels of their own; 0: float32
 - ``noise``   largest noise-to-signal power of a layer's output (of the weight itself with magnitude): a layer that misses it stays dense; 0: no limit
@@ -133,7 +133,8 @@ def _weights(model: ir.Model, scheme: SparseScheme) -> list[Weight]:
         for weight in compact.weights(model.graph)
         if portable.suits(weight, layers) and skip.isdisjoint({weight.name, quantizable.layer_name(weight.reader)})
     ]
-    dense = sparsify.smallest({weight.name: weight.size for weight in found}, scheme.small)
+    small = 0.0 if scheme.method == "found" else scheme.small
+    dense = sparsify.smallest({weight.name: weight.size for weight in found}, small)
     return [weight for weight in found if weight.name not in dense]
 
 
@@ -145,7 +146,7 @@ def _removals(found: list[Weight], scheme: SparseScheme) -> dict[str, Removal]:
         return {
             name: Removal(pattern.sparsity, pattern, groups) for name, groups in grouped.items() if groups is not None
         }
-    if scheme.scope == "global" and found:
+    if scheme.scope == "global" and scheme.method != "found" and found:
         shares = sparsify.layer_shares({weight.name: weight.rows() for weight in found}, scheme.ratio)
         return {name: Removal(share) for name, share in shares.items() if share}
     return {weight.name: Removal(scheme.ratio) for weight in found}
@@ -155,7 +156,9 @@ def _pruned(weight: Weight, removal: Removal, scheme: SparseScheme, moments: Mom
     """The sparse weight; None where it misses the noise."""
     rows = weight.rows()
     if moments is None:
-        kept = sparsify.magnitude(rows, removal)
+        kept = sparsify.found(rows, removal) if scheme.method == "found" else sparsify.magnitude(rows, removal)
+        if kept is None:
+            return None
         left = np.where(kept, rows, np.float32(0))
     else:
         kept, left = sparsify.reconstructed(rows, moments, removal)

@@ -6,14 +6,13 @@ with the reason, so that the report can say why not. Every recipe starts with th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from edgeopt.protocols import Pass
 from edgeopt.records import Policy, Recipe, Scalar, Signature, Step, Target, Techniques, Trial
+from edgeopt.stages import asked
 
 _FAST_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 """Instruction sets that multiply int8 without an intermediate int16 that saturates."""
@@ -52,14 +51,13 @@ def _wishes(signature: Signature, target: Target, policy: Policy, *, folds: bool
     fused = (*clean, Step.of("fuse_transformer"))
     yield Recipe(steps=clean)
     if target.name.startswith("tensorrt"):
-        yield from (Recipe(steps=(*clean, *steps)) for steps in _engine_steps(signature, policy.goal.objective))
+        wished = asked.recipes(policy.techniques, Step.of("cast_fp16", mode="full"), unpacks=False)
+        engines = _engine_steps(signature, policy.goal.objective)
+        yield from (Recipe(steps=(*clean, *steps)) for steps in (*wished, *engines))
         return
     yield Recipe(steps=fused)
-    asked = (*_asked("prune_channels", policy.techniques.prune), *_asked("distill", policy.techniques.distill))
-    if asked:
-        yield Recipe(steps=(*clean, *asked))
-        first = next(_integer_steps(signature, target))
-        yield Recipe(steps=(*clean, *asked, first))
+    first = next(_integer_steps(signature, target))
+    yield from (Recipe(steps=(*clean, *steps)) for steps in asked.recipes(policy.techniques, first))
     packed = [Recipe(steps=(*clean, step)) for step in _weight_steps(signature, policy.goal.objective)]
     if policy.goal.objective == "size":
         yield from packed
@@ -75,17 +73,6 @@ def _wishes(signature: Signature, target: Target, policy: Policy, *, folds: bool
         yield Recipe(steps=(*clean, step))
         if step.technique == "quantize_dynamic":
             yield Recipe(steps=(*fused, step))
-
-
-def _asked(technique: str, wish: Any) -> tuple[Step, ...]:
-    """The steps that the operator spelled out: settings of ``technique``, or names of passes; none for ``auto`` and ``off``."""
-    if isinstance(wish, Mapping):
-        scalars = {
-            name: value if isinstance(value, str | int | float | bool) else json.dumps(value, sort_keys=True)
-            for name, value in wish.items()
-        }
-        return (Step.of(technique, **scalars),)
-    return () if isinstance(wish, str) else tuple(Step.of(name) for name in wish)
 
 
 def _engine_steps(signature: Signature, objective: str) -> Iterator[tuple[Step, ...]]:

@@ -154,3 +154,39 @@ def test_pruning_and_distillation_that_the_operator_spells_out_become_a_recipe_a
 
 def test_pruning_left_to_the_search_is_not_planned() -> None:
     assert "prune_channels" not in _techniques(_plan())
+
+
+def _asked(techniques: Techniques, target: Target = TARGET) -> list[list[tuple[str, dict[str, object]]]]:
+    passes = {name: OpenPass(name) for name in (*PASSES, "prune_channels", "prune_weights", "distill")}
+    plan = _plan(target=target, policy=Policy(techniques=techniques), passes=passes)
+    return [
+        [(step.technique, dict(step.settings)) for step in recipe.steps[2:]]
+        for recipe in plan.recipes
+        if "prune_weights" in {step.technique for step in recipe.steps}
+    ]
+
+
+def test_pruning_with_a_pattern_makes_single_weights_zero_and_stores_them_as_dense_ones_for_who_reads_them() -> None:
+    alone, before_int8 = _asked(Techniques(prune={"pattern": "2:4", "bits": 6}))
+    assert alone == [("prune_weights", {"pattern": "2:4", "bits": 6})]
+    assert before_int8[0] == ("prune_weights", {"pattern": "2:4", "form": "dense"})
+    assert before_int8[1][0] == "quantize_static"
+
+
+def test_zeros_are_found_again_behind_distillation() -> None:
+    wish = Techniques(prune={"pattern": "unstructured", "ratio": 0.4, "bits": 6}, distill={"steps": 50})
+    distilled = _asked(wish)[0]
+    assert [name for name, _ in distilled] == ["prune_weights", "distill", "prune_weights"]
+    assert distilled[0][1] == {"pattern": "unstructured", "ratio": 0.4, "form": "dense"}
+    assert distilled[2][1] == {"method": "found", "pattern": "unstructured", "bits": 6}
+
+
+def test_sparse_weights_that_the_operator_wants_dense_stay_dense() -> None:
+    wish = Techniques(prune={"pattern": "2:4", "form": "dense"}, distill={"steps": 50})
+    assert [name for name, _ in _asked(wish)[0]] == ["prune_weights", "distill"]
+
+
+def test_engines_get_sparse_weights_in_place_alone_and_in_half_precision() -> None:
+    steps = _asked(Techniques(prune={"pattern": "2:4"}), replace(TARGET, name="tensorrt"))
+    assert [[name for name, _ in each] for each in steps] == [["prune_weights"], ["prune_weights", "cast_fp16"]]
+    assert all(each[0][1] == {"pattern": "2:4", "form": "dense"} for each in steps)

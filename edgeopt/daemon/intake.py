@@ -168,7 +168,7 @@ def _seal(taking: Taking, policy: Policy) -> Staged:
     return Staged(
         order=order,
         folder=folder,
-        key=content_key(taking.digests, policy),
+        key=content_key(taking.digests, wire.dumps(policy)),
         drop=replace(drop, members=members, entries=entries),
         stamps=taking.stamps,
     )
@@ -183,7 +183,7 @@ def _source_sha256(taking: Taking) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def content_key(digests: dict[str, str], policy: Policy) -> str:
-    """The key of a job: SHA-256 over the name inside ``input/`` and the SHA-256 of each file, and the policy."""
+def content_key(digests: dict[str, str], policy: str) -> str:
+    """The key of a job: SHA-256 over the name inside ``input/`` and the SHA-256 of each file, and the policy as JSON."""
     lines = [f"{digest} {name!a}" for name, digest in sorted(digests.items())]
-    return hashlib.sha256("\n".join([*lines, wire.dumps(policy)]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([*lines, policy]).encode()).hexdigest()

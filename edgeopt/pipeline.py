@@ -21,7 +21,7 @@ from edgeopt.graph import endings
 from edgeopt.layout import JobFolder
 from edgeopt.protocols import EngineBuilder, Pass, Runtime, Samples
 from edgeopt.records import Artifact, Event, JobOrder, Recipe, Step, Target, Trial, Verdict
-from edgeopt.stages import ahead, attempt, baseline, ingest, planner, reference, report, select, teachers
+from edgeopt.stages import ahead, attempt, baseline, elsewhere, ingest, planner, reference, report, select, teachers
 from edgeopt.stages import data as assignment
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.cache import CandidateCache
@@ -66,6 +66,8 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
             bench = _workbench(job, artifact, original, emit)
             if job.engines is not None:
                 bench = ahead.aimed(bench, job.engines, (job.data.calibration, job.data.eval))
+            elif not device.is_here(job.target):
+                bench = elsewhere.aimed(bench)
         policy = job.order.policy
         cache = CandidateCache(cache_folder, _facts(job))
         search = Search(bench, cache, policy.search, techniques=policy.techniques)
@@ -162,9 +164,9 @@ def _workbench(job: Job, artifact: Artifact, original: Runner, emit: Emit) -> Wo
             folder=job.folder.work,
             seed=seed,
             teacher=job.given.teacher or job.given.model,
+            gradients=catalogue.find_gradients(),
             # a recipe that is replayed must give what it gave, however long that takes
             deadline_s=None if job.order.only_recipe else time.monotonic() + job.order.policy.search.budget_s,
-            gradients=catalogue.find_gradients(),
         ),
         passes=job.passes,
         runtime=job.runtime,

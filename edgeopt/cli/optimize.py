@@ -95,7 +95,7 @@ def print_result(manifest: dict[str, Any], *, folder: Path, reason: str) -> None
     if speedup := (manifest.get("result") or {}).get("speedup"):
         print(f"        {tables.speedup(speedup)} times as fast as the original")
     if manifest.get("status") == "unverified":
-        print("        unverified: built for a device that is not here, its latency is not known")
+        print("        unverified: made for a device that is not here, its latency is not known")
     if reason:
         print(f"reason  {printable(reason)}")
     print(f"folder  {folder}")

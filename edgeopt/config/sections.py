@@ -21,6 +21,8 @@ FOLDERS = ("inbox", "published", "rejected", "state")
 _MINUTE_OF_DAY = r"([01]?\d|2[0-3]):[0-5]\d"
 QUANTIZERS = ("quantize_static", "quantize_dynamic", "quantize_weights", "cast_fp16")
 """What ``techniques.quantize`` may name; a test holds it against the catalogue, which lies on a higher floor."""
+ARM_FEATURES = ("asimd", "asimddp", "i8mm", "sve", "fphp", "asimdhp")
+"""What ``target.features`` may name; a test holds it against what ``device`` knows."""
 _PASS = kinds.text("the name of a pass", pattern=r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -63,6 +65,7 @@ TARGET = Section(
         "name": Key("name", _words(TargetRequest, "name")),
         "threads": Key("threads", kinds.or_else("auto", kinds.whole(1, 1024))),
         "compute_capability": Key("compute_capability", kinds.list_of(kinds.number(1, 99), most=16)),
+        "features": Key("features", kinds.list_of(kinds.choice(*ARM_FEATURES), most=16)),
         "batch": Key("batch", kinds.whole(1, 65_536)),
     },
 )

@@ -27,6 +27,7 @@ _QUIET = 4
 """ORT_LOGGING_LEVEL_FATAL: what goes wrong is raised anyway; its log lines would reach the user twice."""
 _PROFILED_RUNS = 8
 _KERNEL_SUFFIX = "_kernel_time"
+_MOVED = ("parameter_size", "activation_size", "output_size")
 _PROVIDERS = ["CPUExecutionProvider"]
 
 
@@ -105,16 +106,13 @@ class OnnxRuntime:
 
         Fused nodes carry the name of the node or of the value that they replace, with a suffix.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            profile = {"profile_prefix": str(Path(folder) / "profile")}
-            try:
-                session = _start(model, {"intra_op_num_threads": threads, "graph_optimization_level": "all", **profile})
-                for _ in range(_PROFILED_RUNS):
-                    session.run(None, dict(feeds))
-            except _failures() as error:
-                raise MeasureFailed(f"onnxruntime does not profile the model: {_first_line(error)}") from error
-            events = json.loads(Path(session.end_profiling()).read_text())
-        return _kernel_seconds(events)
+        return _kernel_seconds(_profiled(model, feeds, {"intra_op_num_threads": threads}, runs=_PROFILED_RUNS))
+
+    def node_bytes(self, model: Path, feeds: Feeds, *, threads: int) -> dict[str, int]:
+        """Bytes that one inference reads and writes in each node of the optimized graph: constants, inputs and outputs."""
+        # a packed constant is the kernel's own and would no longer be counted
+        settings = {"intra_op_num_threads": threads, "keep_constants": True}
+        return _kernel_bytes(_profiled(model, feeds, settings, runs=1))
 
     def observe(
         self, model: Path, samples: Iterable[Feeds], names: Sequence[str], *, threads: int
@@ -145,6 +143,19 @@ def session_settings(target: Target) -> tuple[tuple[str, Scalar], ...]:
     )
 
 
+def _profiled(model: Path, feeds: Feeds, settings: Mapping[str, Scalar], *, runs: int) -> list[dict[str, Any]]:
+    """The events of ``runs`` inferences; :class:`MeasureFailed` with the runtime's reason."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            session = _start(model, {**settings, "profile_prefix": str(Path(folder) / "profile")})
+            for _ in range(runs):
+                session.run(None, dict(feeds))
+        except _failures() as error:
+            raise MeasureFailed(f"onnxruntime does not profile the model: {_first_line(error)}") from error
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+    return events
+
+
 def _start(model: Path, settings: Mapping[str, Scalar]) -> Any:
     import onnxruntime as ort
 
@@ -154,6 +165,8 @@ def _start(model: Path, settings: Mapping[str, Scalar]) -> Any:
     if prefix := settings.get("profile_prefix"):
         options.enable_profiling = True
         options.profile_file_prefix = str(prefix)
+    if settings.get("keep_constants"):
+        options.add_session_config_entry("session.disable_prepacking", "1")
     options.intra_op_num_threads = int(settings.get("intra_op_num_threads", 0))
     options.inter_op_num_threads = int(settings.get("inter_op_num_threads", 1))
     options.graph_optimization_level = {
@@ -172,6 +185,17 @@ def _kernel_seconds(events: list[dict[str, Any]]) -> dict[str, float]:
         if event.get("cat") == "Node" and name.endswith(_KERNEL_SUFFIX):
             durations.setdefault(name.removesuffix(_KERNEL_SUFFIX), []).append(event["dur"] / 1e6)
     return {name: statistics.median(seconds) for name, seconds in durations.items()}
+
+
+def _kernel_bytes(events: list[dict[str, Any]]) -> dict[str, int]:
+    """Of one inference; a node in a loop moves its bytes in every turn."""
+    moved: dict[str, int] = {}
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Node" and name.endswith(_KERNEL_SUFFIX):
+            sizes = event.get("args", {})
+            moved[name] = moved.get(name, 0) + sum(int(sizes.get(part, 0)) for part in _MOVED)
+    return {name.removesuffix(_KERNEL_SUFFIX): size for name, size in moved.items()}
 
 
 def _failures() -> tuple[type[BaseException], ...]:

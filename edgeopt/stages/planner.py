@@ -14,8 +14,9 @@ from edgeopt.protocols import Pass
 from edgeopt.records import Policy, Recipe, Scalar, Signature, Step, Target, Techniques, Trial
 from edgeopt.stages import asked
 
-_FAST_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
-"""Instruction sets that multiply int8 without an intermediate int16 that saturates."""
+_EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+"""Instruction sets of x86 that multiply int8 without an intermediate int16 that saturates."""
+_ARM = ("aarch64", "arm")
 _FP16_ARITHMETIC = frozenset({"asimdhp", "fphp", "avx512_fp16"})
 _NO_SAMPLES = "no real samples were given, and without them only lossless and fp16 candidates may win"
 
@@ -104,10 +105,11 @@ def _weight_steps(signature: Signature, objective: str) -> Iterator[Step]:
 
 
 def _integer_steps(signature: Signature, target: Target) -> Iterator[Step]:
-    fast = bool(_FAST_INT8 & set(target.features))
+    exact = _exact(target)
     convolutions = signature.count("Conv", "ConvTranspose")
-    static = list(_static_steps(target, _CONVOLUTION_RANGES if convolutions else _MATRIX_RANGES, fast=fast))
-    dynamic = [Step.of("quantize_dynamic", per_channel=True, reduced_range=narrow) for narrow in _ranges(fast=fast)]
+    variants = _CONVOLUTION_RANGES if convolutions else _MATRIX_RANGES
+    static = list(_static_steps(target, variants, convolutions=bool(convolutions)))
+    dynamic = [Step.of("quantize_dynamic", per_channel=True, reduced_range=narrow) for narrow in _ranges(exact=exact)]
     # a transformer's activations have outliers that a static range cuts; a CNN has no fast dynamic kernels
     yield from (*static, *dynamic) if convolutions else (*dynamic, *static)
 
@@ -118,20 +120,20 @@ _FEWEST_PRODUCTS = 4
 
 def _repaired(signature: Signature, target: Target) -> Iterator[tuple[Step, ...]]:
     """Int8 with what the model and the kernels make necessary repaired first; see docs/techniques for what it gains."""
-    fast = bool(_FAST_INT8 & set(target.features))
+    exact = _exact(target)
     # attention makes outliers, and products of matrices can shed them
     outliers = signature.count("Softmax", "Attention") and signature.count("MatMul", "Gemm") >= _FEWEST_PRODUCTS
     migrated = (Step.of("migrate_outliers"),) if outliers else ()
     # seven bits lose so much that choosing the way to round pays for the seconds it takes; eight bits do not
-    rounded = () if fast else (Step.of("round_weights", reduced_range=True),)
-    narrow = not fast
+    rounded = () if exact else (Step.of("round_weights", reduced_range=True),)
+    narrow = not exact
     if outliers:
         dynamic = Step.of("quantize_dynamic", per_channel=True, reduced_range=narrow)
         # fused last: the repairs know products, and the quantizer knows the one in a fused attention
         yield (*migrated, *rounded, Step.of("fuse_transformer"), dynamic)
         yield (*migrated, *rounded, dynamic)
     if outliers or (rounded and signature.count("Conv")):
-        static = next(_static_steps(target, _MATRIX_RANGES[:1], fast=fast))
+        static = next(_static_steps(target, _MATRIX_RANGES[:1], convolutions=bool(signature.count("Conv"))))
         yield (*migrated, *rounded, static)
 
 
@@ -147,20 +149,31 @@ _MATRIX_RANGES = (("min_max", True), ("moving_average", True), ("min_max", False
 """(method, bias_correction) worth trying; clipping a transformer's outliers costs more than it gains."""
 
 
-def _static_steps(target: Target, variants: Sequence[tuple[str, bool]], *, fast: bool) -> Iterator[Step]:
+def _static_steps(target: Target, variants: Sequence[tuple[str, bool]], *, convolutions: bool) -> Iterator[Step]:
     """Variants of one range of weights run the same kernels: the search times only the one that is least wrong."""
-    common: dict[str, Scalar] = {
-        "activation": "int8" if target.arch.startswith(("aarch64", "arm")) else "uint8",
-        "per_channel": True,
-    }
-    for narrow in _ranges(fast=fast):
-        for method, corrects in variants:
-            yield Step.of("quantize_static", method=method, bias_correction=corrects, reduced_range=narrow, **common)
+    for activation in _activations(target, convolutions=convolutions):
+        for narrow in _ranges(exact=_exact(target)):
+            common: dict[str, Scalar] = {"activation": activation, "per_channel": True, "reduced_range": narrow}
+            for method, corrects in variants:
+                yield Step.of("quantize_static", method=method, bias_correction=corrects, **common)
 
 
-def _ranges(*, fast: bool) -> tuple[bool, ...]:
+def _exact(target: Target) -> bool:
+    """Whether 8-bit products are summed without saturating. Every ARM kernel does: two products of codes from -127 fit 16 bits."""
+    return target.arch.startswith(_ARM) or bool(_EXACT_INT8 & set(target.features))
+
+
+def _activations(target: Target, *, convolutions: bool) -> tuple[str, ...]:
+    """Types of the activations' codes, the one with the better kernels first; docs/targets.md says which kernels these are."""
+    if not target.arch.startswith(_ARM):
+        return ("uint8",)
+    # convolutions of signed codes run on dot products even where there are matrix instructions, those of unsigned ones on ummla
+    return ("uint8", "int8") if convolutions and "i8mm" in target.features else ("int8",)
+
+
+def _ranges(*, exact: bool) -> tuple[bool, ...]:
     """7-bit weights first where 8-bit ones make the kernel saturate; full range alone where nothing saturates."""
-    return (False,) if fast else (True, False)
+    return (False,) if exact else (True, False)
 
 
 def _refusal(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeopt import device
 from edgeopt.calibrate import importance, removal
 from edgeopt.calibrate.importance import Ranking, Scores
 from edgeopt.calibrate.removal import PruneScheme
@@ -66,8 +67,8 @@ def refusal(bench: Workbench) -> str | None:
     """Why nothing is pruned here, in one sentence; None where something may be."""
     if bench.evidence.synthetic or not bench.evidence.sample_count:
         return "no real samples were given, and without them a pruned model may not win"
-    if bench.target.compute_capability:
-        return "what pruning gains is measured, and this target's engines cannot run here"
+    if bench.target.compute_capability or not device.is_here(bench.target):
+        return "what pruning gains is measured, and what this target takes cannot be timed here"
     return bench.passes[TECHNIQUE].refuse(bench.signature, bench.target)
 
 

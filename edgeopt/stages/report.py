@@ -64,7 +64,7 @@ def manifest(findings: Findings) -> dict[str, Any]:
         "created": "",
         "edgeopt": __version__,
         "source": wire.encode(order.source),
-        "artifact": _artifact(artifact, judged_in=baseline.artifact if _standing(winner) else None),
+        "artifact": _artifact(artifact, judged_in=baseline.artifact if _standing(winner, target) else None),
         "target": {
             "name": target.name,
             "device": target.device,
@@ -76,7 +76,7 @@ def manifest(findings: Findings) -> dict[str, Any]:
         "goal": wire.encode(order.policy.goal),
         "recipe": _recipe(winner.recipe),
         "verdict": verdict.reason,
-        **_standing(winner),
+        **_standing(winner, target),
         "result": _result(winner.measurement),
         "baseline": _baseline(baseline.measurement, beside=winner.measurement),
         "candidates": [_candidate(trial) for trial in verdict.trials],
@@ -93,15 +93,23 @@ def recipe_from(steps: list[dict[str, Any]]) -> Recipe:
     return Recipe(steps=tuple(Step.of(**step) for step in steps))
 
 
-def _standing(winner: Trial) -> dict[str, Any]:
-    """What stands between an engine that was built ahead of time and its service; nothing for what was measured."""
+def _standing(winner: Trial, target: Target) -> dict[str, Any]:
+    """What stands between an artifact that was made for a device elsewhere and its service; nothing for what was measured."""
     if winner.measurement is None or winner.measurement.measured:
         return {}
+    engine = winner.artifact is not None and winner.artifact.engine is not None
+    here = f"the same model.onnx in onnxruntime on {platform.machine()}, whose integer kernels are others than {target.arch}'s"
     return {
         "status": "unverified",
         "verification": {
-            "latency": {"measured": False, "reason": "the device that the engine is for is not here"},
-            "quality": {"measured": True, "on": "the same model.onnx in onnxruntime, not the engine"},
+            "latency": {
+                "measured": False,
+                "reason": f"the device that the {'engine' if engine else 'model'} is for is not here",
+            },
+            "quality": {
+                "measured": True,
+                "on": "the same model.onnx in onnxruntime, not the engine" if engine else here,
+            },
         },
     }
 
@@ -111,7 +119,7 @@ def _environment(artifact: Artifact, target: Target) -> dict[str, Any]:
     taken = fingerprint.here(artifact.runtime)
     driver = {"driver": taken.driver} if taken.driver else {}
     known = {name: value for name, value in wire.encode(taken).items() if value is not None}
-    people = {"python": platform.python_version(), "cpu": target.device}
+    people = {"python": platform.python_version(), "cpu": taken.device or target.device}
     return {**versions(), **driver, **people, "fingerprint": known | {"runtime_version": artifact.runtime_version}}
 
 

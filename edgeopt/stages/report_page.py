@@ -75,7 +75,7 @@ def headline(manifest: Json) -> str:
     """What was gained, in one line."""
     name, objective = manifest.get("name", "The model"), _objective(manifest)
     if manifest.get("status") == "unverified":
-        return f"{name} is built for {_capabilities(manifest)} and waits for such a device"
+        return f"{name} is built for {_device(manifest)} and waits for such a device"
     gain = report_chart.gain(manifest.get("result", {}), manifest.get("baseline", {}), objective)
     if gain is None or not manifest.get("recipe"):
         return f"{name} is published as it came"
@@ -89,8 +89,10 @@ def headline(manifest: Json) -> str:
     return f"{name} {words[objective].format(gain[0])}"
 
 
-def _capabilities(manifest: Json) -> str:
-    """``compute capability 8.6, 8.9``."""
+def _device(manifest: Json) -> str:
+    """``compute capability 8.6, 8.9``, or ``an ARM processor with asimd``."""
+    if words.dig(manifest, "artifact", "format") == "onnx":
+        return str(words.dig(manifest, "target", "device"))
     listed = ", ".join(f"{value:g}" for value in words.dig(manifest, "target", "compute_capability") or ())
     return f"compute capability {listed}" if listed else "a GPU"
 
@@ -99,6 +101,8 @@ def gain_sentence(manifest: Json) -> str:
     """The numbers behind the headline."""
     result, baseline = manifest.get("result", {}), manifest.get("baseline", {})
     if manifest.get("status") == "unverified":
+        if words.dig(manifest, "artifact", "format") == "onnx":
+            return "No latency is known: it has not run on its device, and its quality is that in ONNX Runtime on another processor."
         return "No latency is known: the engine has not run, and its quality is that of the same model in ONNX Runtime."
     before, after = words.dig(baseline, "latency_ms", "p50"), words.dig(result, "latency_ms", "p50")
     if before is None or after is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -80,20 +81,21 @@ def test_what_rehearsed_right_is_attempted_even_when_the_time_is_used_up() -> No
     assert trial.refused is None
 
 
-def test_nothing_is_pruned_without_real_samples_or_for_engines_that_cannot_run_here() -> None:
+def test_nothing_is_pruned_without_real_samples_or_for_what_cannot_be_timed_here() -> None:
     cnn = SimpleNamespace(refuse=lambda signature, target: None)
 
-    def bench(*, samples: int, synthetic: bool, capability: tuple[float, ...]) -> Any:
+    def bench(*, samples: int, synthetic: bool, capability: tuple[float, ...], arch: str = platform.machine()) -> Any:
         return SimpleNamespace(
             evidence=SimpleNamespace(sample_count=samples, synthetic=synthetic),
-            target=SimpleNamespace(compute_capability=capability),
+            target=SimpleNamespace(compute_capability=capability, arch=arch),
             passes={pruning.TECHNIQUE: cnn},
             signature=None,
         )
 
     assert "no real samples" in str(pruning.refusal(bench(samples=16, synthetic=True, capability=())))
     assert "no real samples" in str(pruning.refusal(bench(samples=0, synthetic=False, capability=())))
-    assert "engines" in str(pruning.refusal(bench(samples=16, synthetic=False, capability=(8.6,))))
+    assert "cannot be timed" in str(pruning.refusal(bench(samples=16, synthetic=False, capability=(8.6,))))
+    assert "cannot be timed" in str(pruning.refusal(bench(samples=16, synthetic=False, capability=(), arch="vax")))
     assert pruning.refusal(bench(samples=16, synthetic=False, capability=())) is None
 
 

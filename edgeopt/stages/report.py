@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class Findings:
     target: Target
     data: Data
     verdict: Verdict
+    prepared: Mapping[str, Any] = field(default_factory=dict)
+    """Where the candidates come from, if not from here; see ``acceptance``."""
 
 
 def write(findings: Findings, out: Path) -> None:
@@ -77,6 +80,7 @@ def manifest(findings: Findings) -> dict[str, Any]:
         "recipe": _recipe(winner.recipe),
         "verdict": verdict.reason,
         **_standing(winner, target),
+        **({"prepared": dict(findings.prepared)} if findings.prepared else {}),
         "result": _result(winner.measurement),
         "baseline": _baseline(baseline.measurement, beside=winner.measurement),
         "candidates": [_candidate(trial) for trial in verdict.trials],

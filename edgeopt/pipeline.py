@@ -72,6 +72,8 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
         cache = CandidateCache(cache_folder, _facts(job))
         search = Search(bench, cache, policy.search, techniques=policy.techniques)
         trials = search.fixed(recipes) if job.order.only_recipe else search.run(recipes)
+        if order.prepare:
+            return _bundled(job, bench, trials, _harmless(recipes, job.passes), emit)
         with staged("select", emit):
             verdict = select.choose(
                 [*trials, *left_out],
@@ -83,6 +85,31 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
     with staged("report", emit):
         report.write(report.Findings(order=job.order, target=job.target, data=job.data, verdict=verdict), folder.out)
     return verdict
+
+
+def _bundled(job: Job, bench: Workbench, trials: list[Trial], harmless: set[str], emit: Emit) -> Verdict:
+    """Hand the choice on: what is right goes into a bundle, and the device that it is for decides."""
+    order, teacher = job.order, job.order.files.teacher
+    original = bench.baseline.artifact
+    assert original is not None  # noqa: S101  # the baseline always has one
+    with staged("bundle", emit):
+        made = bundle.write(
+            bundle.Prepared(
+                order=order,
+                target=job.target,
+                calibration=job.data.calibration.origin,
+                reference=bench.reference,
+                baseline=original,
+                trials=trials,
+                goal=bench.goal,
+                harmless=harmless,
+                teacher=None if teacher is None else job.folder.input / teacher,
+            ),
+            job.folder.out,
+            scratch=job.folder.work,
+        )
+    reason = f"{len(made.candidates)} of {len(trials)} candidates are right enough; the device that accepts them decides."
+    return Verdict(winner=bench.baseline, baseline=bench.baseline, trials=(bench.baseline, *trials), reason=reason)
 
 
 def _take_in(order: JobOrder, folder: JobFolder) -> Job:

@@ -21,7 +21,7 @@ from edgeopt.graph import endings
 from edgeopt.layout import JobFolder
 from edgeopt.protocols import EngineBuilder, Pass, Runtime, Samples
 from edgeopt.records import Artifact, Event, JobOrder, Recipe, Step, Target, Trial, Verdict
-from edgeopt.stages import ahead, attempt, baseline, elsewhere, ingest, planner, reference, report, select, teachers
+from edgeopt.stages import ahead, attempt, baseline, bundle, elsewhere, ingest, planner, reference, report, select, teachers
 from edgeopt.stages import data as assignment
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.cache import CandidateCache

@@ -21,7 +21,19 @@ from edgeopt.graph import endings
 from edgeopt.layout import JobFolder
 from edgeopt.protocols import EngineBuilder, Pass, Runtime, Samples
 from edgeopt.records import Artifact, Event, JobOrder, Recipe, Step, Target, Trial, Verdict
-from edgeopt.stages import ahead, attempt, baseline, bundle, elsewhere, ingest, planner, reference, report, select, teachers
+from edgeopt.stages import (
+    ahead,
+    attempt,
+    baseline,
+    bundle,
+    elsewhere,
+    ingest,
+    planner,
+    reference,
+    report,
+    select,
+    teachers,
+)
 from edgeopt.stages import data as assignment
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.cache import CandidateCache
@@ -108,7 +120,9 @@ def _bundled(job: Job, bench: Workbench, trials: list[Trial], harmless: set[str]
             job.folder.out,
             scratch=job.folder.work,
         )
-    reason = f"{len(made.candidates)} of {len(trials)} candidates are right enough; the device that accepts them decides."
+    reason = (
+        f"{len(made.candidates)} of {len(trials)} candidates are right enough; the device that accepts them decides."
+    )
     return Verdict(winner=bench.baseline, baseline=bench.baseline, trials=(bench.baseline, *trials), reason=reason)
 
 

@@ -103,11 +103,14 @@ def _collect(
     observed, probes = instrument.with_statistics(model, shapes, channels)
     wanted = [name for probe in probes.values() for name in probe.names()]
     observations = {name: Observation() for name in names}
-    waiting = _Waiting(observations)
+    waiting = _Waiting(observations, {name: channels.get(name) for name, probe in probes.items() if probe.high is None})
+    reduced = [(name, probe) for name, probe in probes.items() if probe.high is not None]
+    values = [(name, probe.values) for name, probe in probes.items()]
     for arrays in evidence.observe(observed, wanted):
-        for name, probe in probes.items():
+        for name, probe in reduced:
             _add(observations[name], probe, arrays, name)
-            waiting.add(name, arrays[probe.values])
+        for name, found in values:
+            waiting.add(name, arrays[found])
         waiting.count_if_full()
     waiting.count()
     for name, observation in observations.items():
@@ -126,17 +129,34 @@ def _shapes(model: ir.Model, names: list[str], evidence: Evidence) -> dict[str, 
 
 def _add(observation: Observation, probe: instrument.Probe, arrays: Mapping[str, Array], name: str) -> None:
     low = float(arrays[probe.low].item()) if probe.low is not None else 0.0
-    high = float(arrays[probe.high].item())
+    high = float(arrays[str(probe.high)].item())
     observation.stats.add(low, high, name=name)
     if probe.mean is not None:
         observation.mean_sum = observation.mean_sum + np.asarray(arrays[probe.mean], np.float64)
 
 
-class _Waiting:
-    """Values of a few samples, to be counted together. Bounded by their number: later samples may be larger than the first."""
+def _add_whole(observation: Observation, arrays: NDArray[np.float32], channel: int | None, name: str) -> None:
+    """Take in several samples of a tensor that left the runtime whole, [samples, ...]; ``channel`` is an axis of one sample."""
+    rows = arrays.reshape(len(arrays), -1)
+    if not rows.size:
+        rows = np.zeros((len(arrays), 1), np.float32)  # nothing there, as in a list of boxes without a box
+    observation.stats.add_each(rows.min(axis=1), rows.max(axis=1), name=name)
+    if channel is not None and arrays.size:
+        kept = channel % (arrays.ndim - 1)
+        others = tuple(axis + 1 for axis in range(arrays.ndim - 1) if axis != kept)
+        means = arrays.mean(axis=others, dtype=np.float64)
+        observation.mean_sum = observation.mean_sum + means.sum(axis=0)
 
-    def __init__(self, observations: Mapping[str, Observation]) -> None:
+
+class _Waiting:
+    """Values of a few samples, to be counted together. Bounded by their number: later samples may be larger than the first.
+
+    ``whole`` are the tensors of which nothing but the values is known, with the axis whose means are wanted.
+    """
+
+    def __init__(self, observations: Mapping[str, Observation], whole: Mapping[str, int | None]) -> None:
         self._observations = observations
+        self._whole = whole
         self._arrays: dict[str, list[Array]] = {name: [] for name in observations}
         self._most = min(_MOST_WAITING, _WAITING_EACH * len(observations))
         self._size = 0
@@ -151,8 +171,17 @@ class _Waiting:
 
     def count(self) -> None:
         for name, arrays in self._arrays.items():
-            if arrays:
+            if name in self._whole:
+                self._count_whole(name, arrays)
+            elif arrays:
                 values = np.concatenate(arrays).astype(np.float32, copy=False)
                 self._observations[name].stats.add_values(values, name=name)
-                arrays.clear()
+            arrays.clear()
         self._size = 0
+
+    def _count_whole(self, name: str, arrays: list[Array]) -> None:
+        alike = [arrays] if len({array.shape for array in arrays}) == 1 else [[array] for array in arrays]
+        for group in filter(None, alike):
+            values = np.stack(group).astype(np.float32, copy=False)
+            _add_whole(self._observations[name], values, self._whole[name], name)
+            self._observations[name].stats.add_values(values, name=name)

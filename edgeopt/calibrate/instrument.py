@@ -7,7 +7,8 @@ the tensors and the cost stays near plain inference.
 The shape of the reductions follows the runtime's memory layout. ONNX Runtime keeps feature maps in blocked form between convolutions and
 has pooling kernels for it; a ReduceMax would first force every map back to plain form. So of a map that is never negative (behind ReLU,
 Clip, Sigmoid) the maximum is a GlobalMaxPool and the mean a GlobalAveragePool, and the minimum is known. Any other map needs a ReduceMin, which only
-exists for the plain form, and there plain reductions are the quicker ones. Thinning is a strided MaxPool in either case.
+exists for the plain form, and there plain reductions are the quicker ones. Thinning is a strided MaxPool in either case. A tensor of few values leaves
+whole: four more nodes a tensor would cost more than a small model's own inference.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ _END = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """The names of what was computed of one tensor; an absent minimum means that zero is a lower bound."""
+    """The names of what was computed of one tensor; an absent minimum means that zero is a lower bound.
 
-    high: str
+    Without a maximum ``values`` is the tensor itself, and everything else has to be computed from it.
+    """
+
     values: str
-    low: str | None
-    mean: str | None
+    high: str | None = None
+    low: str | None = None
+    mean: str | None = None
 
     def names(self) -> list[str]:
-        return [name for name in (self.high, self.values, self.low, self.mean) if name is not None]
+        return [name for name in (self.values, self.high, self.low, self.mean) if name is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,8 @@ class _Probes:
 
     def attach(self, name: str, shape: tuple[int, ...], channel: int | None) -> Probe:
         value = self._values[name]
+        if np.prod(shape) <= VALUES_PER_SAMPLE:
+            return Probe(values=name if value.producer() is not None else self.emit("Identity", [value]))
         feature_map = len(shape) == 4 and shape[2] * shape[3] > 1
         signed = not _never_negative(value)
         blocked = feature_map and not signed

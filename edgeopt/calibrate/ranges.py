@@ -63,6 +63,15 @@ class TensorStats:
         self.high_sum += high
         self.samples += 1
 
+    def add_each(self, lows: NDArray[np.floating], highs: NDArray[np.floating], *, name: str = "") -> None:
+        """Take in several samples' exact extremes, [samples] each; raises as :meth:`add` does."""
+        if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
+            raise not_finite(name)
+        self.low, self.high = min(self.low, float(lows.min())), max(self.high, float(highs.max()))
+        self.low_sum += float(lows.sum(dtype=np.float64))
+        self.high_sum += float(highs.sum(dtype=np.float64))
+        self.samples += len(lows)
+
     def add_values(self, values: NDArray[np.floating], *, name: str = "") -> None:
         """Take in some (or all) of the values of one or several samples; raises as :meth:`add` does."""
         try:

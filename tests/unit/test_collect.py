@@ -40,6 +40,7 @@ def test_extremes_and_channel_means_are_those_of_every_value() -> None:
         every = np.stack([sample[name] for sample in arrays])
         assert seen[name].stats.high == pytest.approx(float(every.max()))
         assert seen[name].stats.low == pytest.approx(float(every.min()) if name != "positive" else 0.0)
+        assert seen[name].stats.high_sum == pytest.approx(float(every.reshape(5, -1).max(axis=1).sum()))
         axes = (0, 1, 3, 4) if every.ndim == 5 else (0, 1)
         assert np.allclose(seen[name].mean, every.mean(axis=axes), atol=1e-5)
 

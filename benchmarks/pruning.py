@@ -1,190 +1,135 @@
-"""What pruning costs and gains: criteria against each other, with and without the refit, on real models.
+"""What pruning costs and what wins it back: criteria and torch-pruning against each other, as removed, refitted and distilled.
 
-    python benchmarks/pruning.py CORPUS [MODEL ...] [--ratios 0.1,0.2,0.3,0.5] [--criteria l1,l2,...] [--families inner] [--samples 64] [--eval 120] [--results FILE]
+    python benchmarks/pruning.py CORPUS [--only MODEL ...] [--work DIR] [--measure-only]
+        [--ratios 0.1,0.2,0.3,0.5] [--criteria l1,l2,...] [--methods removed,refitted,distilled] [--steps 1000] [--curve 25,50,100,200,400]
 
-Each row is one way to remove the same share of every family's units from the same clean model. Quality is that of the last output on eval samples and the calibration samples not used: for class scores
-the Kullback-Leibler divergence, the drop that the original expects (docs/quality.md), top-1 agreement, and agreement where the original is surer than one half; for an
-embedding the cosine. Latency is CPU time over the float model's in blocks taken in turns. With ``--results`` every row goes into a JSON file as it is made, and rows that are there are not made again.
+Each row is one way to remove the same share of every family's units from the same clean model: the criterion chooses the units, the method says what is done for those who read them. ``distilled``
+is the original teaching the refitted student on the unlabelled calibration samples and views of them (at most 500 samples: the corpus has 50 to 180 a model); ``--curve`` gives the courses of other
+lengths that are taught to the students of one criterion and share, which shows from how many steps on teaching beats the least squares alone. All are judged on the eval samples, which nothing
+else has seen. ``digits`` is the demo's model, judged by its labels too.
 
-``METHODS`` is the seam for other ways to prune, or to recover: a name, and what makes a model of a :class:`Question`.
+What was made is kept in --work and not made again: candidates as MODEL/made/*.onnx, rows in MODEL/results.json, written as they are made, and results.md. Quality does not depend on the machine's
+load, latency does: on a quiet machine, ``--measure-only`` measures the latency of everything that lies there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import tempfile
+import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx_ir as ir
-from corpus_models import CorpusModel, open_model
-from quantization import ratio as latency_ratio
-from quantization import session
+from pruning import making, peer, table
+from pruning.judging import Judge
+from pruning.making import Lesson
+from pruning.questions import DEMO, Question, Subject, find, open_subject, read, write
 
 from edgeopt.errors import PassFailed
-from edgeopt.passes import PruneChannels
-from edgeopt.stages.evidence import CalibrationEvidence
 
-MODELS = ("efficientnet_lite0", "all_minilm_l6_v2")
-RATIOS = (0.1, 0.2, 0.3, 0.5)
-CRITERIA = ("l1", "l2", "entropy", "apoz", "variance", "obs", "random")
+MODELS = (DEMO, "efficientnet_lite0", "all_minilm_l6_v2", "ppocr_v4_det", "ddddocr_det")
+CRITERIA = ("obs", "random", "l1", "l2", "taylor", "entropy", "apoz", "variance", *peer.CRITERIA)
+MOST_SAMPLES = 500
 
 
-@dataclass(frozen=True)
-class Question:
-    model: CorpusModel
-    evidence: CalibrationEvidence
-    criterion: str
-    ratio: float
-    families: str
+def main() -> int:
+    options = _arguments()
+    work = options.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    for name in options.only or MODELS:
+        subject = open_subject(options.corpus.resolve(), name, work, samples=options.samples)
+        judge = Judge(subject, samples=options.eval)
+        if not options.measure_only:
+            for question in _questions(name, options):
+                _answer(question, subject, judge, options)
+        _measure(subject, judge, again=options.measure_only)
+        _show(work)
+    print((work / "results.md").read_text())
+    return 0
 
 
-@dataclass(frozen=True)
-class Row:
-    model: str
-    method: str
-    criterion: str
-    ratio: float
-    cosine: float
-    top1: float
-    sure: float
-    divergence: float
-    drop: float
-    latency: float
-    size: float
-    seconds: float
-
-
-def plain(question: Question) -> ir.Model:
-    return _pruned(question, refit=False)
-
-
-def refitted(question: Question) -> ir.Model:
-    return _pruned(question, refit=True)
-
-
-METHODS: dict[str, Callable[[Question], ir.Model]] = {"removed": plain, "refitted": refitted}
-
-
-def _pruned(question: Question, **settings: Any) -> ir.Model:
-    wishes = {"criterion": question.criterion, "ratio": question.ratio, "families": question.families, **settings}
-    return PruneChannels().apply(question.model.clean, wishes, question.evidence)
-
-
-class Judge:
-    """The original's outputs on the eval samples, and how near a candidate's are."""
-
-    def __init__(self, model: CorpusModel, folder: Path, samples: int, *, calibrated: int) -> None:
-        self.folder, self.classes = folder, model.signature.count("Conv") > 0
-        self.clean = folder / "clean.onnx"
-        ir.save(model.clean, self.clean)
-        chosen = np.linspace(0, len(model.evaluation) - 1, min(samples, len(model.evaluation))).astype(int)
-        self.feeds = [model.evaluation.feeds(int(index)) for index in chosen]
-        # A few photographs, cropped several times, are few samples: what calibration did not see is judged as well.
-        self.feeds += [model.calibration.feeds(index) for index in range(calibrated, len(model.calibration))]
-        self.original = session(self.clean)
-        self.right = self.outputs(self.original)
-
-    def outputs(self, opened: Any) -> list[np.ndarray]:
-        return [opened.run(None, feeds)[-1].astype(np.float64).ravel() for feeds in self.feeds]
-
-    def numbers(self, made: ir.Model) -> dict[str, float]:
-        file = self.folder / "candidate.onnx"
-        ir.save(made, file)
-        opened = session(file)
-        pairs = list(zip(self.right, self.outputs(opened), strict=True))
-        shares = [(softmax(right), softmax(got)) for right, got in pairs] if self.classes else []
-        sure = [p.argmax() == q.argmax() for p, q in shares if p.max() > 0.5]
-        return {
-            "cosine": mean(r @ g / (np.linalg.norm(r) * np.linalg.norm(g) + 1e-30) for r, g in pairs),
-            "top1": mean(p.argmax() == q.argmax() for p, q in shares),
-            "sure": mean(sure),
-            "divergence": mean((p * (np.log(p + 1e-30) - np.log(q + 1e-30))).sum() for p, q in shares),
-            "drop": mean(p.max() - p[q.argmax()] for p, q in shares),
-            "latency": latency_ratio(opened, self.original, self.feeds[0]),
-            "size": file.stat().st_size / self.clean.stat().st_size,
-        }
-
-
-def softmax(values: np.ndarray) -> np.ndarray:
-    powers = np.exp(values - values.max())
-    return np.asarray(powers / powers.sum())
-
-
-def mean(values: Any) -> float:
-    numbers = [float(value) for value in values]
-    return statistics.fmean(numbers) if numbers else 0.0
-
-
-def rows(name: str, given: argparse.Namespace, known: set[tuple[Any, ...]]) -> Iterator[Row]:
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        model = open_model(given.corpus, name, folder)
-        evidence = model.evidence(folder, samples=given.samples)
-        judge = Judge(model, folder, given.eval, calibrated=given.samples)
-        for ratio in given.ratios:
-            for criterion in given.criteria:
-                for method, make in METHODS.items():
-                    if (name, method, criterion, ratio) in known:
-                        continue
-                    before = time.monotonic()
-                    try:
-                        made = make(Question(model, evidence, criterion, ratio, given.families))
-                    except PassFailed as error:
-                        print(f"| {method} | {criterion} | {ratio:g} | {error.message}")
-                        continue
-                    seconds = time.monotonic() - before
-                    yield Row(name, method, criterion, ratio, **judge.numbers(made), seconds=seconds)
-
-
-HEADER = (
-    "| removed | criterion | method | KL | expected drop | top-1 | sure top-1 | cosine | latency | size | seconds |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|"
-)
-
-
-def line(row: Row) -> str:
-    is_classes = row.top1 or row.divergence
-    classes = f"{row.divergence:.3f} | {row.drop:.4f} | {row.top1:.3f} | {row.sure:.3f}" if is_classes else "| | |"
-    return (
-        f"| {row.ratio:.0%} | {row.criterion} | {row.method} | {classes} | {row.cosine:.4f} "
-        f"| {row.latency:.2f} | {row.size:.2f} | {row.seconds:.0f} |"
-    )
-
-
-def main() -> None:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpus", type=Path)
-    parser.add_argument("models", nargs="*", default=MODELS)
-    parser.add_argument("--ratios", type=lambda text: tuple(map(float, text.split(","))), default=RATIOS)
-    parser.add_argument("--criteria", type=lambda text: tuple(text.split(",")), default=CRITERIA)
-    parser.add_argument("--families", default="inner")
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--eval", type=int, default=120)
-    parser.add_argument("--results", type=Path)
-    given = parser.parse_args()
-    found = [Row(**each) for each in json.loads(given.results.read_text())] if _exists(given.results) else []
-    known = {(row.model, row.method, row.criterion, row.ratio) for row in found}
-    for name in given.models:
-        print(f"\n### {name}\n\n{HEADER}")
-        for row in (row for row in found if row.model == name):
-            print(line(row))
-        for row in rows(name, given, known):
-            print(line(row), flush=True)
-            found.append(row)
-            if given.results is not None:
-                given.results.write_text(json.dumps([asdict(each) for each in found], indent=1))
+    parser.add_argument("--only", nargs="+", metavar="MODEL", help=f"of {', '.join(MODELS)} (default: all)")
+    parser.add_argument("--work", type=Path, default=Path("pruning-work"), help="candidates and results")
+    parser.add_argument("--ratios", type=_listed(float), default=(0.1, 0.2, 0.3, 0.5))
+    parser.add_argument("--criteria", type=_listed(str), default=CRITERIA)
+    parser.add_argument("--methods", type=_listed(str), default=("removed", "refitted", "distilled"))
+    parser.add_argument("--families", default="inner", help="inner: not the streams that residual blocks add to")
+    parser.add_argument("--steps", type=int, default=1000, help="of a student's course")
+    parser.add_argument("--curve", type=_listed(int), default=(25, 50, 100, 200, 400), help="further courses")
+    parser.add_argument("--curve-of", type=_listed(str), default=("obs", "0.1"), metavar="CRITERION,RATIO")
+    parser.add_argument("--batch", type=int, default=Lesson.batch)
+    parser.add_argument("--learning-rate", type=float, default=0.0, help="0: searched for every student")
+    parser.add_argument("--inputs", default=Lesson.inputs, help="what the teacher labels: calibration, mixed or noise")
+    parser.add_argument("--samples", type=int, default=MOST_SAMPLES, help="unlabelled calibration samples, at most")
+    parser.add_argument("--eval", type=int, default=600, help="eval samples, at most")
+    parser.add_argument("--threads", type=int, default=1, help="that students are taught with")
+    parser.add_argument("--measure-only", action="store_true", help="measure all latencies again and make nothing")
+    return parser.parse_args()
 
 
-def _exists(file: Path | None) -> bool:
-    return file is not None and file.exists()
+def _listed(kind: Any) -> Any:
+    return lambda text: tuple(kind(part) for part in text.split(",") if part)
+
+
+def _questions(name: str, options: argparse.Namespace) -> Iterator[Question]:
+    """The cheap ones of all criteria first; among the taught, the curve last."""
+    for is_taught in (False, True):
+        for ratio in options.ratios:
+            for criterion in options.criteria:
+                for method in options.methods:
+                    if (method in making.TAUGHT) is is_taught:
+                        steps = options.steps if is_taught else 0
+                        yield _question(name, options, ratio=ratio, criterion=criterion, method=method, steps=steps)
+    criterion, ratio = options.curve_of[0], float(options.curve_of[1])
+    for steps in options.curve if "distilled" in options.methods else ():
+        yield _question(name, options, ratio=ratio, criterion=criterion, method="distilled", steps=steps)
+
+
+def _question(name: str, options: argparse.Namespace, **parts: Any) -> Question:
+    return Question(model=name, families=options.families, **parts)
+
+
+def _answer(question: Question, subject: Subject, judge: Judge, options: argparse.Namespace) -> None:
+    """Make and judge a candidate that has no row yet; what cannot be made is a row with its reason."""
+    if find(read(subject.folder), question) is not None:
+        return
+    lesson = Lesson(
+        batch=options.batch, learning_rate=options.learning_rate, inputs=options.inputs, threads=options.threads
+    )
+    row: dict[str, Any] = {"question": asdict(question), "numbers": {}, "notes": {}, "failure": ""}
+    began = time.process_time()
+    try:
+        made = making.make(question, subject, lesson)
+    except PassFailed as error:
+        row["failure"] = error.message
+    else:
+        row["notes"] = made.notes
+        row["numbers"] = judge.numbers(subject.made(question)) | {"cpu_seconds": time.process_time() - began}
+    write(subject.folder, [*read(subject.folder), row])
+    print(f"{question.model} {question.key}: {row['failure'] or row['numbers']}", file=sys.stderr, flush=True)
+
+
+def _measure(subject: Subject, judge: Judge, *, again: bool) -> None:
+    """Latencies that are not there; with ``again``, all of them."""
+    rows = read(subject.folder)
+    for row in rows:
+        question = Question(**row["question"])
+        is_there = subject.made(question).exists() and not row["failure"]
+        if is_there and (again or "latency" not in row["numbers"]):
+            row["numbers"]["latency"] = judge.latency(subject.made(question))
+            row["notes"]["latency_alone"] = again
+    write(subject.folder, rows)
+
+
+def _show(work: Path) -> None:
+    tables = [table.markdown(name, rows) for name in MODELS if (rows := read(work / name))]
+    (work / "results.md").write_text("\n\n".join(tables) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

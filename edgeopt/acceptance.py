@@ -121,7 +121,7 @@ def _with_policy(order: JobOrder, offered: Bundle) -> JobOrder:
 
 def _runtime(offered: Bundle, target: Target) -> Runtime:
     """What serves the candidates here; :class:`~edgeopt.errors.UnsupportedTarget` where this is not the device they are for."""
-    wanted, engines = offered.prepared_on, catalogue.find_engines(target.name)
+    wanted, engines = offered.target, catalogue.find_engines(target.name)
     told = f"the bundle was prepared for {wanted.name} ({wanted.arch})"
     if engines is not None:
         if not device.gpu_present():
@@ -142,7 +142,7 @@ def _runtime(offered: Bundle, target: Target) -> Runtime:
 def _notes(offer: Offer, order: JobOrder) -> Iterator[str]:
     made = offer.bundle
     yield (
-        f"prepared by edgeopt {made.edgeopt} on {made.prepared_on.device or made.prepared_on.arch}: "
+        f"prepared by edgeopt {made.edgeopt} on {made.machine}: "
         f"{len(made.candidates)} candidates, none of them timed for this device yet"
     )
     if offer.data.eval.origin.samples < made.eval.samples and order.files.eval == SAMPLES_FOLDER:
@@ -159,7 +159,8 @@ def _provenance(offer: Offer, order: JobOrder) -> dict[str, object]:
     return {
         "bundle": wire.encode(order.source),
         "edgeopt": made.edgeopt,
-        "on": {key: value for key, value in wire.encode(made.prepared_on).items() if key in keys},
+        "on": made.machine,
+        "for": {key: value for key, value in wire.encode(made.target).items() if key in keys},
         "environment": dict(made.environment),
         "eval": wire.encode(made.eval),
         "candidates": [{"label": each.recipe.label, "quality": wire.encode(each.quality)} for each in made.candidates],

@@ -78,7 +78,7 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
             bench = _workbench(job, artifact, original, emit)
             if job.engines is not None:
                 bench = ahead.aimed(bench, job.engines, (job.data.calibration, job.data.eval))
-            elif not device.is_here(job.target):
+            elif not device.is_here(job.target) or _is_for_engines(job.target):
                 bench = elsewhere.aimed(bench)
         policy = job.order.policy
         cache = CandidateCache(cache_folder, _facts(job))
@@ -130,14 +130,18 @@ def _take_in(order: JobOrder, folder: JobFolder) -> Job:
     given = ingest.load(folder, order)
     policy = given.policy
     order = replace(order, policy=policy)
+    target = device.detect(policy.target)
+    engines = catalogue.find_engines(policy.target.name)
+    if order.prepare and engines is not None and engines.refuse(given.signature, target):
+        engines = None  # the device builds its own; here the ONNX files that they are made of are found
     made_up = _made_up(order, given, sample_sets.GUESSES[0])
     return Job(
         order=order,
         given=given,
         data=assignment.assign(given.calibration, given.eval, made_up, ordered=bool(given.signature.states)),
-        target=device.detect(policy.target),
+        target=target,
         runtime=catalogue.find_runtime("onnxruntime"),
-        engines=catalogue.find_engines(policy.target.name),
+        engines=engines,
         passes={name: catalogue.find_pass(name) for name in catalogue.PASSES},
         folder=folder,
     )
@@ -152,15 +156,14 @@ def _made_up(order: JobOrder, given: Ingested, guess: sample_sets.Guess) -> Samp
 
 def _plan(job: Job) -> tuple[tuple[Recipe, ...], tuple[Trial, ...]]:
     """What to try and what not; :class:`UnsupportedTarget` where no runtime here serves the target."""
-    if reason := (job.engines or job.runtime).refuse(job.given.signature, job.target):
+    left_to_device = job.order.prepare and job.engines is None and _is_for_engines(job.target)
+    if not left_to_device and (reason := (job.engines or job.runtime).refuse(job.given.signature, job.target)):
         raise UnsupportedTarget(reason, hint="Set target.name to auto, or follow `edgeopt doctor`.")
     if (only := job.order.only_recipe) is not None:
         for step in only.steps:
             catalogue.find_pass(step.technique)  # an unknown one is the caller's mistake
         return (only,), ()
-    plan = planner.plan(
-        job.given.signature, job.target, job.order.policy, passes=job.passes, has_samples=not job.data.synthetic
-    )
+    plan = _plan_for_others(job) if job.order.prepare else _plan_for(job, job.target)
     if job.given.teacher is None:
         return plan.recipes, plan.left_out
     reason = job.passes["distill"].refuse(job.given.signature, job.target)
@@ -168,6 +171,24 @@ def _plan(job: Job) -> tuple[tuple[Recipe, ...], tuple[Trial, ...]]:
         untaught = Trial(recipe=Recipe(steps=(Step.of("distill"),)), refused=reason)
         return plan.recipes, (*plan.left_out, untaught)
     return teachers.taught(plan.recipes, job.order.policy), plan.left_out
+
+
+def _plan_for(job: Job, target: Target) -> planner.Plan:
+    return planner.plan(
+        job.given.signature, target, job.order.policy, passes=job.passes, has_samples=not job.data.synthetic
+    )
+
+
+def _plan_for_others(job: Job) -> planner.Plan:
+    """What may be best on some device of the target's kind: this one's instruction sets, none of them, all of them."""
+    kinds = [job.target, *(replace(job.target, features=features) for features in ((), tuple(device.FEATURES)))]
+    plans = [_plan_for(job, target) for target in kinds]
+    recipes = tuple(dict.fromkeys(recipe for plan in plans for recipe in plan.recipes))
+    return planner.Plan(recipes=recipes[: job.order.policy.search.trials], left_out=plans[0].left_out)
+
+
+def _is_for_engines(target: Target) -> bool:
+    return target.name in catalogue.RUNTIMES
 
 
 def _open_original(job: Job, runners: ExitStack) -> tuple[Artifact, Runner]:

@@ -11,18 +11,20 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import platform
 import shutil
 import stat
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt import __version__, wire
+from edgeopt import __version__, device, wire
 from edgeopt.errors import BadBundle
 from edgeopt.integrity import content_address, model_files, sha256_of
 from edgeopt.layout import (
@@ -35,7 +37,19 @@ from edgeopt.layout import (
     CHECKSUMS_FILE,
     SAMPLES_FOLDER,
 )
-from edgeopt.records import Artifact, DataOrigin, Goal, JobOrder, Policy, Quality, Recipe, Source, Target, Trial
+from edgeopt.records import (
+    Artifact,
+    DataOrigin,
+    Goal,
+    JobOrder,
+    Measurement,
+    Policy,
+    Quality,
+    Recipe,
+    Source,
+    Target,
+    Trial,
+)
 from edgeopt.stages import reference, report
 from edgeopt.stages.reference import Reference
 
@@ -61,6 +75,8 @@ class Candidate:
     lossless: bool
     """Its outputs differ by float rounding at most: it may be published where nothing proves faster."""
     quality: Quality
+    traffic_ratio: float | None = None
+    """Bytes that one inference moves, the original's over this one's, where that stood in for the time: an order, no promise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +86,10 @@ class Bundle:
     edgeopt: str
     name: str
     source: Source
-    prepared_on: Target
-    """What was prepared for, as seen from the machine that prepared: its own processor, unless the target names another."""
+    target: Target
+    """What it was prepared for: the preparing machine's own processor, unless another was asked for."""
+    machine: str
+    """What prepared it."""
     policy: Policy
     calibration: DataOrigin
     eval: DataOrigin
@@ -111,7 +129,8 @@ def write(prepared: Prepared, out: Path, *, scratch: Path) -> Bundle:
         edgeopt=__version__,
         name=order.name,
         source=order.source,
-        prepared_on=prepared.target,
+        target=prepared.target,
+        machine=f"{device.describe()} ({platform.machine()})",
         policy=order.policy,
         calibration=prepared.calibration,
         eval=prepared.reference.origin,
@@ -156,13 +175,12 @@ def model_in(folder: Path, address: str) -> Path:
 def _candidates(prepared: Prepared, taken: set[str], contents: dict[str, Content]) -> Iterator[Candidate]:
     """The right ones, each content once, ranked by what is known without timing.
 
-    For latency that is the order in which they were planned, which is the planner's own promise; a timing from here would
-    rank for this processor and differ from run to run.
+    That is bytes on disk for objective size; else the bytes that one inference moves, where those were counted, or the order in
+    which candidates were planned, which is the planner's own promise. A timing from here would rank for this processor, and
+    differ from run to run.
     """
     right = [trial for trial in prepared.trials if _is_right(trial, prepared.goal)]
-    if prepared.goal.objective == "size":
-        right.sort(key=lambda trial: trial.artifact.bytes if trial.artifact else 0)
-    for trial in right:
+    for trial in sorted(right, key=partial(_rank, objective=prepared.goal.objective)):
         assert trial.artifact is not None  # noqa: S101  # see _is_right
         assert trial.measurement is not None  # noqa: S101
         model = _model_of(trial.artifact)
@@ -176,12 +194,24 @@ def _candidates(prepared: Prepared, taken: set[str], contents: dict[str, Content
             bytes=sum(file.stat().st_size for file in model_files(model)),
             lossless=trial.recipe.id in prepared.harmless,
             quality=_rounded(trial.measurement.quality),
+            traffic_ratio=_traffic_ratio(trial.measurement),
         )
 
 
 def _is_right(trial: Trial, goal: Goal) -> bool:
     measurement = trial.measurement
     return trial.artifact is not None and measurement is not None and measurement.quality.ci95[1] <= goal.max_drop
+
+
+def _rank(trial: Trial, *, objective: str) -> float:
+    """Smaller is better; sorting keeps the planned order of equals."""
+    assert trial.artifact is not None  # noqa: S101  # see _is_right
+    assert trial.measurement is not None  # noqa: S101
+    return float(trial.artifact.bytes) if objective == "size" else -(_traffic_ratio(trial.measurement) or 0.0)
+
+
+def _traffic_ratio(measurement: Measurement) -> float | None:
+    return None if measurement.measured else _round(measurement.speedup.value)
 
 
 def _model_of(artifact: Artifact) -> Path:

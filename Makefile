@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 PYTEST_ARGS ?=
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo test lint type arch bench check clean
+.PHONY: help setup demo test lint type arch tensorrt bench check clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -34,6 +34,9 @@ type: $(VENV)/test.stamp  ## types
 
 arch: $(VENV)/dev.stamp  ## who may import whom
 	$(BIN)/lint-imports
+
+tensorrt: $(VENV)/dev.stamp  ## what edgeopt uses of TensorRT against its real releases, whose bindings pip fetches
+	$(BIN)/python tools/check_tensorrt.py
 
 bench: $(VENV)/dev.stamp  ## the benchmarks on real models, whose folder is in EDGEOPT_CORPUS
 	@test -n "$$EDGEOPT_CORPUS" || { echo "name the folder of the real models: make bench EDGEOPT_CORPUS=DIR" >&2; exit 2; }

@@ -22,10 +22,10 @@ from typing import IO, Any, cast
 from edgeopt import wire
 from edgeopt.errors import CompileFailed
 from edgeopt.runtimes.trt import faults
-from edgeopt.runtimes.trt.order import Answer, Order, Progress
+from edgeopt.runtimes.trt.order import Answer, Order, Progress, partial_of
 
 COMMAND: tuple[str, ...] = (sys.executable, "-m", "edgeopt.runtimes.trt.child")
-_GRACE_S = 10.0
+_GRACE_S = 3.0
 _LOOK_S = 0.1
 _TAIL = 500
 
@@ -49,7 +49,8 @@ def build(
         answer = _run(order, limit_s, on_progress, should_stop, command)
     finally:
         if answer is None or answer.stage != "built":
-            engine.unlink(missing_ok=True)
+            for left in (engine, partial_of(engine)):
+                left.unlink(missing_ok=True)
     if answer.stage != "built":
         raise faults.translate(answer, gpus=order.gpus)
     return answer

@@ -1,7 +1,8 @@
 """``python -m edgeopt.runtimes.trt.child``: parses and builds one engine; the only process that imports TensorRT to build.
 
 In: an ``order.Order`` as one line of JSON on standard input. Out: ``order.Progress`` lines and one ``order.Answer`` on standard output, and the engine's
-file. What the library prints goes to standard error. The build is cancelled when standard input closes.
+file. What the library prints goes to standard error. The build is cancelled when standard input closes; where the library does not come to its next step
+soon, the process ends itself, for whoever started it may be gone. An engine appears under its name only when it is whole.
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from edgeopt import wire
-from edgeopt.runtimes.trt.order import Answer, Order, ParseFault, Progress
+from edgeopt.runtimes.trt.api import BuilderConfig, Library, Parser, RtxConfig
+from edgeopt.runtimes.trt.order import Answer, Order, ParseFault, Progress, partial_of
 
 _PROGRESS_EVERY_S = 0.2
+_GRACE_S = 1.5
+"""After standard input has closed: how long the library may take to its next step."""
+CANCELLED_EXIT = 75
+"""Exit code of a process that ended itself because nobody waits for its answer, and the library did not hear."""
 _MEMORY = re.compile(r"Total (Weights|Activation) Memory: (\d+) bytes|Max Scratch Memory: (\d+) bytes")
 _MOST_LOG_LINES, _LONGEST_LINE = 200, 2000
 
@@ -27,7 +33,7 @@ _MOST_LOG_LINES, _LONGEST_LINE = 200, 2000
 class Build:
     """One order under way; ``cancelled`` ends it at the next step."""
 
-    def __init__(self, library: Any, order: Order, answers: IO[str]) -> None:
+    def __init__(self, library: Library, order: Order, answers: IO[str]) -> None:
         self._library, self._order, self._answers = library, order, answers
         self.cancelled = threading.Event()
         self._errors: list[str] = []
@@ -59,10 +65,15 @@ class Build:
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             return self._answer("cancelled" if self.cancelled.is_set() else "build")
-        with Path(order.engine).open("wb") as stream:
+        part = partial_of(Path(order.engine))
+        with part.open("wb") as stream:
             stream.write(memoryview(plan))
             stream.flush()
             os.fsync(stream.fileno())
+        if self.cancelled.is_set():
+            part.unlink()
+            return self._answer("cancelled")
+        part.replace(order.engine)
         return self._answer("built")
 
     def tell(self, phase: str, done: int, steps: int) -> bool:
@@ -72,6 +83,10 @@ class Build:
             self._told_s = now_s
             self._write("progress", Progress(phase=phase, done=done, steps=steps))
         return not self.cancelled.is_set()
+
+    def sweep(self) -> None:
+        """Take away what a build that was cut off has written."""
+        partial_of(Path(self._order.engine)).unlink(missing_ok=True)
 
     def finish(self, answer: Answer) -> None:
         self._write("answer", answer)
@@ -100,7 +115,7 @@ class Build:
 
 
 def _logger(library: Any, hear: Any) -> Any:
-    class Logger(library.ILogger):  # type: ignore[misc]  # the library's base class is only known here
+    class Logger(library.ILogger):  # type: ignore[misc]  # a base class that is only known here; tools/check_tensorrt.py holds it against each release
         def __init__(self) -> None:
             library.ILogger.__init__(self)
 
@@ -128,16 +143,18 @@ def _monitor(library: Any, build: Build) -> Any:
     return Monitor()
 
 
-def _aim(library: Any, config: Any, gpus: tuple[str, ...]) -> None:
+def _aim(library: Library, config: BuilderConfig, gpus: tuple[str, ...]) -> None:
     """Name the GPUs: where none is named, RTX takes models for all that some of them cannot run."""
-    if not gpus or not hasattr(library, "ComputeCapability"):
+    capabilities = getattr(library, "ComputeCapability", None)
+    if not gpus or capabilities is None:
         return
-    config.num_compute_capabilities = len(gpus)
+    rtx = cast("RtxConfig", config)
+    rtx.num_compute_capabilities = len(gpus)
     for index, gpu in enumerate(gpus):
-        config.set_compute_capability(getattr(library.ComputeCapability, gpu), index)
+        rtx.set_compute_capability(getattr(capabilities, gpu), index)
 
 
-def _faults(parser: Any) -> tuple[ParseFault, ...]:
+def _faults(parser: Parser) -> tuple[ParseFault, ...]:
     found = [parser.get_error(index) for index in range(parser.num_errors)]
     return tuple(
         ParseFault(
@@ -150,10 +167,14 @@ def _faults(parser: Any) -> tuple[ParseFault, ...]:
     )
 
 
-def _until_closed(stream: IO[str], cancelled: threading.Event) -> None:
+def _until_closed(stream: IO[str], build: Build) -> None:
+    """Cancel ``build`` when ``stream`` closes, and end the process where it does not hear; without that engine's beginnings."""
     while stream.read(1):
         pass
-    cancelled.set()
+    build.cancelled.set()
+    time.sleep(_GRACE_S)
+    build.sweep()
+    os._exit(CANCELLED_EXIT)
 
 
 def main() -> int:
@@ -161,14 +182,14 @@ def main() -> int:
     os.dup2(2, 1)  # whatever the library prints must not end up between the answers
     order = wire.loads(Order, sys.stdin.readline())
     try:
-        library = importlib.import_module(order.module)
+        library = cast("Library", importlib.import_module(order.module))
     except (ImportError, OSError) as error:
         last = Answer(stage="import", log=(str(error)[:_LONGEST_LINE],))
         answers.write(json.dumps({"answer": wire.encode(last)}) + "\n")
         answers.close()
         return 1
     build = Build(library, order, answers)
-    threading.Thread(target=_until_closed, args=(sys.stdin, build.cancelled), daemon=True).start()
+    threading.Thread(target=_until_closed, args=(sys.stdin, build), daemon=True).start()
     try:
         answer = build.run()
     except (RuntimeError, TypeError, ValueError, AttributeError, MemoryError) as error:

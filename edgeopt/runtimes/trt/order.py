@@ -6,6 +6,7 @@ First an :class:`Order` goes in. Then :class:`Progress` lines come out and one :
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,11 @@ class Order:
     profiles: tuple[tuple[Range, ...], ...] = ()
     workspace_bytes: int = 0
     """0 leaves it to the library."""
+
+
+def partial_of(engine: Path) -> Path:
+    """Where ``engine`` lies while it is written: what has its own name is whole."""
+    return engine.with_name(f"{engine.name}.part")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,8 +25,9 @@ from edgeopt.errors import (
     StorageFault,
     UsageError,
 )
-from edgeopt.layout import MANIFEST_FILE, JobFolder, cache_folder
-from edgeopt.records import Event, Goal, Policy, Recipe, Search, TargetRequest, WorkerLimits
+from edgeopt.integrity import sha256_of
+from edgeopt.layout import BUNDLE_FILE, BUNDLE_SUFFIX, MANIFEST_FILE, JobFolder, cache_folder
+from edgeopt.records import Event, Goal, JobOrder, Policy, Recipe, Search, TargetRequest, WorkerLimits
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -75,6 +77,18 @@ class Request:
     out: Path = Path("published")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundled:
+    """A bundle that was written. ``document`` is what it says of its candidates; see ``stages.bundle``."""
+
+    name: str
+    file: Path
+    sha256: str
+    bytes: int
+    reason: str
+    document: dict[str, Any]
+
+
 def optimize(  # noqa: PLR0913 - the public face: the contract names these
     model: str | os.PathLike[str],
     *,
@@ -116,6 +130,23 @@ def run(request: Request, *, on_event: OnEvent, state: Path | None = None) -> Re
         return _run(request, on_event, state or Path(temporary))
 
 
+def prepare(request: Request, *, on_event: OnEvent, state: Path | None = None) -> Bundled:
+    """Search as :func:`run` does, and write ``out/NAME.edgeopt`` for another device to choose from; replaces an older one."""
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as temporary, _output_folder(request.out):
+        folder, order, reason = _worked(request, on_event, state or Path(temporary), prepare=True)
+        made = folder.out / f"{order.name}{BUNDLE_SUFFIX}"
+        file = request.out / made.name
+        _put(made, file)
+        return Bundled(
+            name=order.name,
+            file=file,
+            sha256=sha256_of(file),
+            bytes=file.stat().st_size,
+            reason=reason,
+            document=json.loads((folder.out / BUNDLE_FILE).read_text()),
+        )
+
+
 def default_limits() -> WorkerLimits:
     """Limits of a foreground job: three quarters of the memory, at ordinary priority, since somebody waits for it."""
     from edgeopt import device
@@ -124,15 +155,29 @@ def default_limits() -> WorkerLimits:
 
 
 def _run(request: Request, on_event: OnEvent, state: Path) -> Result:
+    folder, order, reason = _worked(request, on_event, state, prepare=False)
+    published = _publish(folder, order.name, request.out)
+    manifest = json.loads((published.folder / MANIFEST_FILE).read_text())
+    return Result(
+        name=order.name,
+        version=published.version,
+        folder=published.folder,
+        reason=str(manifest.get("verdict", reason)),
+        manifest=manifest,
+        fresh=published.fresh,
+    )
+
+
+def _worked(request: Request, on_event: OnEvent, state: Path, *, prepare: bool) -> tuple[JobFolder, JobOrder, str]:
+    """Stage and run the worker to a good end: its folder, its order, and its reason in one sentence."""
     from edgeopt.daemon import drops, intake, supervise
 
-    _check(request)
+    _check(request, builds=not prepare)
     drop = drops.of_paths(request.model, calibration=request.calibration, eval_=request.eval, teacher=request.teacher)
     staged = intake.stage(drop, staging_root=state / "staging", policy=request.policy, limits=request.limits)
-    order = replace(staged.order, only_recipe=request.recipe)
+    order = replace(staged.order, only_recipe=request.recipe, prepare=prepare)
     folder = JobFolder(staged.folder.root)
-    if request.recipe is not None:
-        folder.order.write_text(wire.dumps(order))
+    folder.order.write_text(wire.dumps(order))
     outcome = supervise.run_worker(
         folder,
         cache_folder(state, order.source.sha256),
@@ -142,16 +187,21 @@ def _run(request: Request, on_event: OnEvent, state: Path) -> Result:
     )
     if outcome.kind != "finished":
         raise error_of(outcome)
-    published = _publish(folder, order.name, request.out)
-    manifest = json.loads((published.folder / MANIFEST_FILE).read_text())
-    return Result(
-        name=order.name,
-        version=published.version,
-        folder=published.folder,
-        reason=str(manifest.get("verdict", outcome.message)),
-        manifest=manifest,
-        fresh=published.fresh,
-    )
+    return folder, order, outcome.message
+
+
+def _put(made: Path, file: Path) -> None:
+    """Copy a finished file to its place in one rename, so that whoever waits for it never sees a part."""
+    temporary = file.with_name(f".{file.name}.part")
+    try:
+        shutil.copyfile(made, temporary)
+        temporary.replace(file)
+    except OSError as error:
+        raise StorageFault(
+            f"{file} cannot be written: {error.strerror}", hint="Make room, or name another --out."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _publish(folder: JobFolder, name: str, out: Path) -> Published:
@@ -189,8 +239,8 @@ def _class_of(code: str) -> type[EdgeoptError]:
     return InputError
 
 
-def _check(request: Request) -> None:
-    """Refuse before any work what cannot come to anything."""
+def _check(request: Request, *, builds: bool) -> None:
+    """Refuse before any work what cannot come to anything; ``builds`` says that the target's engines are made here."""
     from edgeopt import catalogue
     from edgeopt.runtimes.trt import flavours
 
@@ -201,7 +251,7 @@ def _check(request: Request) -> None:
     if target not in TARGETS:
         raise UsageError(f"there is no target {target!r}", hint=f"Use one of {', '.join(TARGETS)}.")
     flavour = flavours.FLAVOURS.get(target)
-    if flavour is not None and flavours.module_of(flavour) is None:
+    if builds and flavour is not None and flavours.module_of(flavour) is None:
         raise UsageError(f"{target} is not installed here", hint=f"Run {flavour.install}.")
     for step in request.recipe.steps if request.recipe else ():
         if step.technique not in catalogue.PASSES:

@@ -40,6 +40,7 @@ COMMANDS = (
     Command("demo", "demo", "the whole job in one minute, with nothing configured"),
     Command("serve", "serve", "the daemon: watch the inbox, optimize, publish"),
     Command("optimize", "optimize", "optimize one model in the foreground"),
+    Command("accept", "accept", "choose on this device among what was prepared elsewhere"),
     Command("merge", "merge", "several models into one graph"),
     Command("bench", "bench", "measure one artifact, or two against each other"),
     Command("inspect", "inspect", "what a model or an artifact is"),

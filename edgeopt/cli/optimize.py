@@ -19,6 +19,7 @@ from edgeopt import oneshot
 from edgeopt.cli import options, progress, tables
 from edgeopt.daemon.printable import printable
 from edgeopt.errors import ConfigError, UsageError
+from edgeopt.layout import BUNDLE_SUFFIX
 from edgeopt.records import Policy, Recipe, Scalar, Step
 
 if TYPE_CHECKING:
@@ -41,22 +42,28 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--target", choices=oneshot.TARGETS, help="what to optimize for (default: auto)")
     parser.add_argument("--objective", choices=("latency", "size", "memory"), help="what to gain (default: latency)")
     parser.add_argument("--max-drop", type=_ratio, metavar="X", help="largest quality drop at its 95 %% bound, 0 to 1")
-    parser.add_argument("--budget", type=_duration, metavar="TIME", help="time for the search, such as 10m")
+    parser.add_argument("--budget", type=duration, metavar="TIME", help="time for the search, such as 10m")
     parser.add_argument("--trials", type=_positive, metavar="N", help="candidates to try (default: auto)")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the search (default: 0)")
     parser.add_argument("--recipe", metavar="FILE|JSON", help="replay this recipe: a manifest, or its recipe as JSON")
     parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="write NAME.edgeopt, for `edgeopt accept` on another device, instead of choosing here",
+    )
+    parser.add_argument(
         "--out",
         type=Path,
-        default=Path("published"),
         metavar="DIR",
-        help="where NAME/VERSION/ goes (default: published)",
+        help="where NAME/VERSION/ goes (default: published), or with --prepare NAME.edgeopt (default: prepared)",
     )
     options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Optimize, print the outcome; 1 where the model or its data is refused."""
+    if arguments.model.suffix == BUNDLE_SUFFIX:
+        raise UsageError(f"{arguments.model} is a prepared bundle", hint="Run `edgeopt accept` with it.")
     policy = policy_of(arguments)
     request = oneshot.Request(
         model=arguments.model,
@@ -67,11 +74,18 @@ def run(arguments: argparse.Namespace) -> int:
         policy=policy,
         limits=oneshot.default_limits(),
         recipe=read_recipe(arguments.recipe) if arguments.recipe else None,
-        out=arguments.out,
+        out=arguments.out or Path("prepared" if arguments.prepare else "published"),
     )
-    with terminated_as_interrupted(), progress.shown(sys.stderr, name=arguments.model.name) as observe:
+    if arguments.prepare:
+        return _prepare(request, as_json=arguments.json)
+    return publish(request, as_json=arguments.json)
+
+
+def publish(request: oneshot.Request, *, as_json: bool) -> int:
+    """Run the request to its published version and print that."""
+    with terminated_as_interrupted(), progress.shown(sys.stderr, name=request.model.name) as observe:
         result = oneshot.run(request, on_event=observe)
-    if arguments.json:
+    if as_json:
         options.print_json(
             {
                 "folder": str(result.folder),
@@ -84,6 +98,21 @@ def run(arguments: argparse.Namespace) -> int:
         if not result.fresh:
             print(f"the same outcome was published already, as version {result.version}", file=sys.stderr)
         print_result(result.manifest, folder=result.folder, reason=result.reason)
+    return 0
+
+
+def _prepare(request: oneshot.Request, *, as_json: bool) -> int:
+    with terminated_as_interrupted(), progress.shown(sys.stderr, name=request.model.name) as observe:
+        made = oneshot.prepare(request, on_event=observe)
+    if as_json:
+        found = {"file": str(made.file), "sha256": made.sha256, "bytes": made.bytes, "reason": made.reason}
+        options.print_json(found | {"bundle": made.document})
+        return 0
+    tables.draw(tables.BUNDLE_COLUMNS, tables.bundle_rows(made.document), to=sys.stdout)
+    print()
+    print(f"reason  {printable(made.reason)}")
+    print(f"bundle  {made.file} ({tables.size(made.bytes)}), not timed for any other device")
+    print(f"next    copy it there and run `edgeopt accept {made.file.name}`, or drop it into that device's inbox")
     return 0
 
 
@@ -166,7 +195,8 @@ def _positive(text: str) -> int:
     return value
 
 
-def _duration(text: str) -> float:
+def duration(text: str) -> float:
+    """Seconds out of ``10m``, for argparse."""
     from edgeopt.config import units
 
     try:

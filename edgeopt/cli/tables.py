@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from edgeopt.daemon.printable import printable
 
 CANDIDATE_COLUMNS = ("recipe", "p50 ms", "speedup [95 %]", "size", "quality, drop [95 %]", "outcome")
+BUNDLE_COLUMNS = ("rank", "recipe", "size", "quality here, drop [95 %]", "fewer bytes moved")
 _NOTHING = "-"
 
 
@@ -38,6 +39,26 @@ def candidate_rows(manifest: Mapping[str, Any]) -> list[tuple[str, ...]]:
         own = _candidate_row(candidate, baseline, winner=label(candidate["recipe"]) == winner)
         rows.append((label(candidate["recipe"], shown=shown), *own))
     return rows
+
+
+def bundle_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row for each candidate of a bundle, in the order in which the device will measure them."""
+    candidates = document.get("candidates", [])
+    recipes = [
+        [{"technique": step["technique"], **dict(step["settings"])} for step in each["recipe"]["steps"]]
+        for each in candidates
+    ]
+    shown = _telling_settings(recipes)
+    return [
+        (
+            str(rank),
+            label(recipe, shown=shown),
+            size(each["bytes"]),
+            quality(each["quality"]),
+            f"{each['traffic_ratio']:.2f}" if each.get("traffic_ratio") else _NOTHING,
+        )
+        for rank, (recipe, each) in enumerate(zip(recipes, candidates, strict=True), start=1)
+    ]
 
 
 def _telling_settings(recipes: Sequence[Sequence[Mapping[str, Any]]]) -> set[tuple[str, str]]:

@@ -38,8 +38,8 @@ def choose(question: Question, subject: Subject) -> tuple[Removed, dict[str, Any
     families = removal.candidates(found.families, scheme)
     counts = {name: count for name, count in removal.depths(families, scheme).items() if count}
     families = [family for family in families if family.name in counts]
-    folder = subject.folder / "peer"
-    folder.mkdir(exist_ok=True)
+    folder = subject.folder / "peer" / f"{question.ratio:g}-{CRITERIA[question.criterion]}"
+    folder.mkdir(parents=True, exist_ok=True)
     own, _ = subject.parts
     ir.save(own, folder / "model.onnx")
     samples = [subject.corpus.calibration.feeds(i) for i in range(min(_SAMPLES, len(subject.corpus.calibration)))]
@@ -51,8 +51,10 @@ def choose(question: Question, subject: Subject) -> tuple[Removed, dict[str, Any
         "heads": [[slot.constant for slot in _makers(family)] for family in families if family.kind == "heads"],
         "ours": sorted({slot.constant for family in families for slot in family.slots if slot.role != "consumer"}),
     }
-    (folder / "job.json").write_text(json.dumps(job, indent=1))
-    _run([_python(subject.folder.parent), _SCRIPT, folder])
+    wanted, done = json.dumps(job, indent=1), folder / "job.json"
+    if not (folder / "chosen.json").exists() or done.read_text() != wanted:
+        done.write_text(wanted)
+        _run([_python(subject.folder.parent), _SCRIPT, folder])
     taken = json.loads((folder / "chosen.json").read_text())
     removed = {family.name: _units(family, taken[_maker(family)]) for family in families}
     for family in families:

@@ -132,8 +132,7 @@ def _is_worth_another_try(record: Record, limit_s: float, *, again: bool) -> boo
     return again and bool(record.failure)
 
 
-_WISHES = """techniques: {prune: "off"}
-search: {budget: 4m}
+_WISHES = """search: {budget: 4m}
 """
 
 
@@ -143,7 +142,6 @@ def _command(entry: Entry, given: Prepared, home: Path, work: Path) -> list[str]
         python = work / "venvs" / entry.tool / "bin" / "python"
         return [str(python), str(entry.script), entry.recipe, str(_private(given, home)), str(out / "model.onnx")]
     samples = ["--calibration", str(given.calibration), "--eval", str(given.eval)]
-    # Quantization is held against quantization; pruning is a matter of its own, and takes minutes.
     (home / "job.yaml").write_text(_WISHES)
     wishes = ["--objective", entry.recipe, "--job", str(home / "job.yaml"), "--out", str(out)]
     return [sys.executable, "-m", "edgeopt", "optimize", str(given.model), *samples, *wishes]

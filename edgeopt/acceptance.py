@@ -43,7 +43,7 @@ class Offer:
     """What was handed over, checked."""
 
     order: JobOrder
-    """With the bundle's policy, and with the source that the bundle was made of."""
+    """With the bundle's policy. Its source is the bundle."""
     bundle: Bundle
     given: Ingested
     data: Data
@@ -75,7 +75,11 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
             )
     with staged("report", emit):
         findings = report.Findings(
-            order=offer.order, target=offer.target, data=offer.data, verdict=verdict, prepared=_provenance(offer, order)
+            order=offer.order,
+            target=offer.target,
+            data=offer.data,
+            verdict=verdict,
+            prepared=_provenance(offer.bundle),
         )
         report.write(findings, folder.out)
     return verdict
@@ -94,7 +98,7 @@ def _take_in(order: JobOrder, folder: JobFolder) -> Offer:
     if offered.teacher is not None:
         teacher = bundle.model_in(folder.input, offered.teacher)
         files = replace(files, teacher=str(teacher.relative_to(folder.input)))
-    given = ingest.load(folder, replace(order, files=files))
+    given = ingest.load(folder, replace(order, files=files, source=offered.source))
     if given.eval is None:
         raise BadBundle("the bundle holds no samples to judge by", hint="Drop NAME.eval.npz beside it.")
     if order.files.eval == SAMPLES_FOLDER:
@@ -116,7 +120,7 @@ def _with_policy(order: JobOrder, offered: Bundle) -> JobOrder:
     here, there = order.policy, offered.policy
     target = replace(there.target, threads=here.target.threads, compute_capability=())
     search = replace(there.search, budget_s=here.search.budget_s, trials=None)
-    return replace(order, source=offered.source, policy=replace(there, target=target, search=search, teacher=None))
+    return replace(order, policy=replace(there, target=target, search=search, teacher=None))
 
 
 def _runtime(offered: Bundle, target: Target) -> Runtime:
@@ -152,18 +156,21 @@ def _notes(offer: Offer, order: JobOrder) -> Iterator[str]:
     yield from offer.given.notes
 
 
-def _provenance(offer: Offer, order: JobOrder) -> dict[str, object]:
-    """Where the version was prepared, and how right its candidates were there."""
-    made = offer.bundle
+def _provenance(made: Bundle) -> dict[str, object]:
+    """Where the version was prepared, out of which model, and how right its candidates were there."""
     keys = ("name", "device", "arch", "features", "threads")
     return {
-        "bundle": wire.encode(order.source),
+        "source": wire.encode(made.source),
         "edgeopt": made.edgeopt,
         "on": made.machine,
         "for": {key: value for key, value in wire.encode(made.target).items() if key in keys},
         "environment": dict(made.environment),
         "eval": wire.encode(made.eval),
-        "candidates": [{"label": each.recipe.label, "quality": wire.encode(each.quality)} for each in made.candidates],
+        "found": [
+            f"{each.recipe.label}: {each.quality.metric} drops by {each.quality.drop:.4g}, at most {each.quality.ci95[1]:.4g}"
+            f" (95 %) on {each.quality.samples} samples"
+            for each in made.candidates
+        ],
     }
 
 

@@ -241,7 +241,8 @@ def _workbench(job: Job, artifact: Artifact, original: Runner, emit: Emit) -> Wo
         folder=job.folder.work,
         emit=emit,
         seed=seed,
-        look_s=attempt.look_s(job.order.policy.search.budget_s),
+        # what is timed again elsewhere needs no more than an idea of it here
+        look_s=attempt.look_s(0.0 if job.order.prepare else job.order.policy.search.budget_s),
     )
 
 

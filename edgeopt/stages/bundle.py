@@ -93,7 +93,7 @@ class Bundle:
     policy: Policy
     calibration: DataOrigin
     eval: DataOrigin
-    """Of all samples that judged there; those that came along may be fewer."""
+    """Of the samples that judged there; those that came along may be fewer."""
     original: str
     """Content address of the model as it was dropped."""
     teacher: str | None = None
@@ -133,7 +133,7 @@ def write(prepared: Prepared, out: Path, *, scratch: Path) -> Bundle:
         machine=f"{device.describe()} ({platform.machine()})",
         policy=order.policy,
         calibration=prepared.calibration,
-        eval=prepared.reference.origin,
+        eval=replace(prepared.reference.origin, samples=len(prepared.reference.indices)),
         original=original,
         teacher=teacher,
         candidates=tuple(found),

@@ -183,7 +183,7 @@ def facts(manifest: Json) -> list[tuple[str, list[tuple[str, str]]]]:
     """Everything else the manifest holds, as titled lists of name and value."""
     sections = (
         ("Source", "source"), ("Artifact", "artifact"), ("Target", "target"), ("Goal", "goal"),
-        ("Data", "data"), ("Environment", "environment"),
+        ("Prepared elsewhere", "prepared"), ("Data", "data"), ("Environment", "environment"),
     )  # fmt: skip
     made = [(key, str(manifest[key])) for key in ("edgeopt", "created") if manifest.get(key)]
     told = [(title, words.flatten(manifest.get(key) or {})) for title, key in sections if manifest.get(key)]

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+_SHA256_DIGITS = 64
+
 
 def sha256_of(file: Path) -> str:
     """SHA-256 of a file's content in hex; OSError where it cannot be read. Reads in chunks."""
@@ -16,6 +18,17 @@ def sha256_of(file: Path) -> str:
 def content_address(digests: Sequence[str]) -> str:
     """What a model is filed under: the SHA-256 of its one file, or of the hashes of its files in :func:`model_files`' order."""
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def listed_sums(file: Path) -> dict[str, str]:
+    """Plain name to SHA-256 in hex as a SHA256SUMS file lists them; ValueError where a line is none or names a path."""
+    sums = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        digest, gap, name = line.partition("  ")
+        if len(digest) != _SHA256_DIGITS or not gap or name != Path(name).name or not name.strip("."):
+            raise ValueError(f"{file.name} has a line that is no checksum: {line!r:.80}")
+        sums[name] = digest
+    return sums
 
 
 def model_files(model: Path) -> tuple[Path, ...]:

@@ -67,9 +67,9 @@ def serve(
         loop = Loop(house, mailbox, notifier, once=once, reload=reload)
         stack.enter_context(_Signals(loop))
         code = loop.run()
-        if house.inbox_hands.busy or house.job_hands.busy:
+        if house.busy:
             # a thread hangs in a system call of a sick disk; everything is safe to be cut off, waiting is not
-            house.log.warning("stopped-in-the-middle", busy=house.inbox_hands.busy + house.job_hands.busy)
+            house.log.warning("stopped-in-the-middle", busy=house.busy)
             sys.stderr.flush()
             os._exit(code)
         return _INTERRUPTED if loop.interrupted else code
@@ -90,13 +90,14 @@ def _furnish(config: Config, folders: Folders, mailbox: Mailbox, *, clock: Calla
         config=config,
         folders=folders,
         store=JobStore(folders.database),
-        models=Models(folders.published, target),
+        models=Models(folders.published),
         metrics=Metrics(build=build, target=about),
         log=Log(sys.stderr, level=config.log.level, shape=shape),
         clock=clock,
         wall_s=time.time,
         inbox_hands=Hands(mailbox, threads=1, name="inbox"),
         job_hands=Hands(mailbox, threads=_MOST_JOBS, name="job"),
+        care_hands=Hands(mailbox, threads=1, name="care"),
         device_memory_bytes=device.memory_bytes(),
     )
 

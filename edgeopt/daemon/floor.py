@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edgeopt import wire
-from edgeopt.daemon import storage, supervise
+from edgeopt.daemon import marks, storage, supervise, trial
 from edgeopt.daemon.chatter import field_text
 from edgeopt.daemon.house import Backoff, House
 from edgeopt.daemon.jobs import Job
+from edgeopt.daemon.marks import FAILED, ON_TRIAL, Mark
 from edgeopt.daemon.neighbour import Reason
 from edgeopt.daemon.publish import Origin, Published, publish
+from edgeopt.daemon.retreat import retreat
 from edgeopt.daemon.supervise import Outcome, Wish
-from edgeopt.errors import CorruptState, EnvironmentFault
+from edgeopt.daemon.trial import Prober
+from edgeopt.errors import CorruptState, EnvironmentFault, JobCancelled
 from edgeopt.layout import JobFolder, cache_folder
 from edgeopt.records import Event, JobOrder
 
@@ -54,6 +57,8 @@ class End:
     outcome: Outcome
     published: Published | None
     seconds: float
+    failed_trial: str = ""
+    """Why the published version does not run; ``current`` points to the one before again."""
 
 
 OnEnded: TypeAlias = Callable[[Job, Future[End]], None]
@@ -137,15 +142,39 @@ class Floor:
             command=house.worker_command,
             clock=house.clock,
         )
-        published = None
+        published, failed = None, ""
         if outcome.kind == "finished":
             running.stage = "publish"
-            highest = house.store.highest_version(job.name)
-            origin = Origin(job_id=job.job_id, key=job.key, highest=highest, created_s=house.wall_s())
+            origin = Origin(
+                job_id=job.job_id,
+                key=job.key,
+                highest=house.store.highest_version(job.name),
+                created_s=house.wall_s(),
+                heals=order.heals,
+            )
             published = publish(
                 folder.out, job.name, house.folders.published, settings=house.config.publish, origin=origin
             )
-        return End(outcome=outcome, published=published, seconds=house.clock() - running.started_s)
+            if published.fresh:
+                failed = self._try(running, published, order)
+        seconds = house.clock() - running.started_s
+        return End(outcome=outcome, published=published, seconds=seconds, failed_trial=failed)
+
+    def _try(self, running: Running, published: Published, order: JobOrder) -> str:
+        """Open and run the version where it will be served from; one that fails is retreated from."""
+        house = self._house
+        folder = JobFolder(house.folders.staging / running.job.job_id)
+        prober = Prober(work=folder.work, should_stop=lambda: running.wish is not None, clock=house.clock)
+        where = (house.folders.published, published.name, published.version)
+        try:
+            failed = trial.failure_of(published.folder, folder, order, prober)
+        except JobCancelled:
+            with storage.storage_errors(f"marking version {published.version} of {published.name}"):
+                marks.put(published.folder.parent, published.version, Mark(kind=ON_TRIAL))
+            return ""
+        if failed:
+            retreat(*where, Mark(kind=FAILED, reason=failed))
+        return failed
 
     def _heard(self, running: Running, event: Event) -> None:
         """An event of the worker, in the job's thread; its fields may hold anything."""

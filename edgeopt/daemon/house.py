@@ -41,6 +41,10 @@ class Folders:
         return self.state / "cache"
 
     @property
+    def sources(self) -> Path:
+        return self.state / "sources"
+
+    @property
     def database(self) -> Path:
         return self.state / "jobs.sqlite"
 
@@ -77,6 +81,8 @@ class House:
     """One thread: drops are staged, moved and removed one after the other."""
     job_hands: Hands
     """One thread a running job."""
+    care_hands: Hands
+    """One thread: what is published is read again, and made anew where it no longer holds."""
     device_memory_bytes: int = 0
     worker_command: Sequence[str] | None = None
     stopping: bool = False
@@ -84,6 +90,16 @@ class House:
     """Why intake does not work right now, by what it concerns; empty when all is well."""
     failures: int = 0
     """Jobs that failed or were rejected since the start: the exit code of ``--once``."""
+
+    @property
+    def busy(self) -> int:
+        """Tasks in other threads whose result the loop has not yet seen."""
+        return self.inbox_hands.busy + self.job_hands.busy + self.care_hands.busy
+
+    def close_hands(self) -> None:
+        """What has not begun never does."""
+        for hands in (self.inbox_hands, self.job_hands, self.care_hands):
+            hands.close()
 
     def say_what_has_no_effect(self) -> None:
         """Warn of every key that is set to something this version does not do."""

@@ -230,6 +230,15 @@ class JobStore:
         """The versions of a name that the store knows to be on disk."""
         return {row["version"] for row in self._fetch("SELECT version FROM versions WHERE name = ?", (name,))}
 
+    def served_keys(self) -> dict[tuple[str, int], str]:
+        """(name, version) to the content key of what every ``current`` points to, and of what is newer."""
+        rows = self._fetch(
+            "SELECT name, versions.version, key FROM versions JOIN models USING (name) "
+            "WHERE models.version > 0 AND versions.version >= models.version AND key != ''",
+            (),
+        )
+        return {(row["name"], row["version"]): row["key"] for row in rows}
+
     def forget_model(self, name: str) -> None:
         """Nothing of this name is published any more; only its highest version number stays known."""
         with self._transaction() as database_:

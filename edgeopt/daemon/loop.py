@@ -15,6 +15,7 @@ from functools import partial
 from edgeopt.config.schema import Config
 from edgeopt.daemon import recovery, wishes
 from edgeopt.daemon.chores import Chores
+from edgeopt.daemon.healing import Healing
 from edgeopt.daemon.house import House
 from edgeopt.daemon.mailbox import Letter, Mailbox
 from edgeopt.daemon.notify import Notifier
@@ -44,6 +45,7 @@ class Loop:
         self._notifier = notifier
         self._once = once
         self._outcomes = Outcomes(house)
+        self._healing = Healing(house, self._outcomes)
         self._window = Window(house, self._outcomes)
         self._chores = Chores(house, self._outcomes, self._window, notifier, wake=self._look, reload=reload)
         self._later: list[tuple[float, Letter]] = []
@@ -72,8 +74,7 @@ class Loop:
             return self._code()
         finally:
             self._chores.close()
-            house.inbox_hands.close()
-            house.job_hands.close()
+            house.close_hands()
 
     # ------------------------------------------------------------ one turn
     def _turn(self) -> None:
@@ -101,6 +102,8 @@ class Loop:
             partial(outcomes.leaving.turn, now_s),
             partial(wishes.grant, self._house, outcomes),
             partial(outcomes.floor.turn, now_s),
+            # who works the inbox off once wants no other work
+            *([] if self._once else [partial(self._healing.turn, now_s)]),
             partial(self._chores.turn, now_s),
         ]
 
@@ -145,7 +148,7 @@ class Loop:
 
     # ------------------------------------------------------------ the end
     def _finished(self) -> bool:
-        busy = self._house.inbox_hands.busy + self._house.job_hands.busy
+        busy = self._house.busy
         if self._house.stopping:
             return busy == 0 or self._house.clock() >= self._stop_by_s
         if not self._once or busy or self._later or not self._outcomes.front.idle:

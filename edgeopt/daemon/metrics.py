@@ -68,6 +68,8 @@ class ModelFacts:
     quality_ratio: float | None = None
     quality_kind: str = ""
     stale: tuple[str, ...] = ()
+    seen_stale: tuple[str, ...] = ()
+    """Reasons that held at some time since the start: their series fall to 0 instead of going away."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -254,7 +256,11 @@ def _models(models: list[ModelFacts]) -> Iterator[Metric]:
         "edgeopt_artifact_stale",
         "Published under other conditions than today's, by what changed.",
         ("model", "reason"),
-        (((model.name, reason), 1.0) for model in models for reason in model.stale),
+        (
+            ((model.name, reason), float(reason in model.stale))
+            for model in models
+            for reason in dict.fromkeys((*model.stale, *model.seen_stale))
+        ),
     )
 
 

@@ -1,31 +1,35 @@
 """The published models as the daemon sees them: what /metrics and /api/v1/models say of each.
 
 Read from ``published/`` after every publish and whenever ``current`` was moved by the command line. A manifest is what
-a worker wrote, so nothing in it is believed to have the right type. A version is stale where today's runtime or device
-is not the one it was measured with.
+a worker wrote, so nothing in it is believed to have the right type. A version is stale where today's conditions are not
+those it was measured under (``edgeopt.fingerprint``), or where it was marked since (``marks``). Conditions are kept in
+memory, each of them once, so that holding them against today's costs no disk.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from edgeopt import fingerprint
 from edgeopt.daemon import shelf as shelves
 from edgeopt.daemon.metrics import ModelFacts
 from edgeopt.daemon.pages import Row
 from edgeopt.daemon.shelf import Shelf
 from edgeopt.daemon.storage import storage_errors
 from edgeopt.errors import BadOutput
-from edgeopt.records import Target
+from edgeopt.fingerprint import Fingerprint
 
 _QUANTILES = {"p50": "0.5", "p90": "0.9", "p99": "0.99"}
 _KINDS = ("accuracy", "agreement", "synthetic")
+
+Conditions: TypeAlias = Callable[[str | None], Fingerprint]
+"""Today's conditions for artifacts of a runtime: ``fingerprint.here``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,26 +39,68 @@ class Model:
     shelf: Shelf
     facts: ModelFacts
     row: Row
+    then: Fingerprint = Fingerprint()  # noqa: RUF009 - frozen
+    """The conditions that the current version was measured under."""
 
 
 class Models:
     """Every published model; the loop refreshes, other threads read ``rows`` and ``facts``."""
 
-    def __init__(self, published: Path, target: Target) -> None:
+    def __init__(self, published: Path, conditions: Conditions = fingerprint.here) -> None:
         self._published = published
-        self._target = target
+        self._conditions = conditions
+        self._today: dict[str | None, Fingerprint] = {}
         self._known: dict[str, Model] = {}
         self._times: dict[str, int] = {}
+        self._alike: dict[Fingerprint, Fingerprint] = {}
 
     def refresh(self, name: str) -> Shelf:
         """Read one name again; a name that is gone is forgotten."""
+        self._today = {}  # a runtime may have been replaced under the running daemon: its next worker has the new one
+        return self._read(name)
+
+    def compare(self) -> list[str]:
+        """Hold every model's conditions against today's; the names whose staleness changed."""
+        self._today = {}
+        fresh = {name: self._judged(model) for name, model in self._known.items()}
+        changed = [name for name, model in fresh.items() if model.facts.stale != self._known[name].facts.stale]
+        self._known = fresh
+        return sorted(changed)
+
+    def known(self) -> list[Model]:
+        """Every model, by name."""
+        return [model for _, model in sorted(self._known.items())]
+
+    def _read(self, name: str) -> Shelf:
         with storage_errors(f"reading what is published of {name}"):
             shelf = shelves.read(self._published, name)
         known = {other: model for other, model in self._known.items() if other != name}
         if shelf.current:
-            known[name] = describe(shelf, self._target)
+            model = describe(shelf)
+            before = self._known.get(name)
+            seen = before.facts.seen_stale if before else ()
+            model = replace(
+                model,
+                then=self._alike.setdefault(model.then, model.then),
+                facts=replace(model.facts, seen_stale=seen),
+            )
+            known[name] = self._judged(model)
         self._known = known
         return shelf
+
+    def _judged(self, model: Model) -> Model:
+        """The model with its staleness as of today; a reason that was there once stays known, for its series to fall to 0."""
+        marked = tuple(mark.kind for number, mark in model.shelf.marks.items() if mark.bad and _leads(model, number))
+        unread = ("manifest",) if model.then == Fingerprint() and "manifest" in model.facts.stale else ()
+        stale = (*unread, *dict.fromkeys(marked), *fingerprint.reasons(model.then, self._now(model.then.runtime)))
+        seen = tuple(dict.fromkeys((*model.facts.seen_stale, *stale)))
+        facts = replace(model.facts, stale=stale, seen_stale=seen)
+        return replace(model, facts=facts, row={**model.row, "stale": ",".join(stale) or None})
+
+    def _now(self, runtime: str | None) -> Fingerprint:
+        if runtime not in self._today:
+            self._today[runtime] = self._conditions(runtime)
+        return self._today[runtime]
 
     def refresh_moved(self) -> list[Shelf]:
         """Read again what the command line (or a hand) has changed since; returns those shelves.
@@ -73,7 +119,8 @@ class Models:
         changed = [name for name in {*times, *self._times} if times.get(name) != self._times.get(name)]
         self._times = times
         known = {name: model.shelf for name, model in self._known.items()}
-        return [shelf for name in sorted(changed) if (shelf := self.refresh(name)) != known.get(name)]
+        self._today = {} if changed else self._today
+        return [shelf for name in sorted(changed) if (shelf := self._read(name)) != known.get(name)]
 
     def rows(self) -> list[Row]:
         return [model.row for _, model in sorted(self._known.items())]
@@ -84,15 +131,16 @@ class Models:
     def is_current_enough(self, name: str, number: int) -> bool:
         """Whether a version is on disk and was measured under today's conditions: what a duplicate may be told."""
         shelf = shelves.read(self._published, name)
-        if number not in shelf.versions:
+        if number not in shelf.good:
             return False
         try:
-            return not stale(shelves.read_manifest(shelf.folder / str(number)), self._target)
+            then = fingerprint.of_manifest(shelves.read_manifest(shelf.folder / str(number)))
+            return not fingerprint.changes(then, self._conditions(then.runtime))
         except (BadOutput, OSError):
             return False
 
 
-def describe(shelf: Shelf, target: Target) -> Model:
+def describe(shelf: Shelf) -> Model:
     """What the current version's manifest says; an unreadable one says nothing but the version."""
     try:
         manifest = shelves.read_manifest(shelf.folder / str(shelf.current))
@@ -112,32 +160,13 @@ def describe(shelf: Shelf, target: Target) -> Model:
         speedup_ratio=_number(_part(result, "speedup").get("value")),
         quality_ratio=_number(quality.get("value")) if kind in _KINDS else None,
         quality_kind=kind if kind in _KINDS else "",
-        stale=stale(manifest, target),
     )
-    return Model(shelf=shelf, facts=facts, row=_row(shelf, manifest, facts))
+    return Model(shelf=shelf, facts=facts, row=_row(shelf, manifest, facts), then=fingerprint.of_manifest(manifest))
 
 
-def stale(manifest: Mapping[str, Any], target: Target) -> tuple[str, ...]:
-    """Why a version no longer holds here: ``runtime`` for another version of it, ``device`` for another device."""
-    artifact, measured = _part(manifest, "artifact"), _part(manifest, "target")
-    reasons = []
-    runtime = artifact.get("runtime")
-    if isinstance(runtime, str) and (installed := _installed(runtime)) and installed != artifact.get("runtime_version"):
-        reasons.append("runtime")
-    there = (measured.get("device"), measured.get("arch"), measured.get("features"))
-    if measured and there != (target.device, target.arch, list(target.features)):
-        reasons.append("device")
-    return tuple(reasons)
-
-
-def _installed(runtime: str) -> str | None:
-    """The installed version of a runtime, read from its package, which is not imported."""
-    if runtime not in ("onnxruntime", "tensorrt"):
-        return None
-    try:
-        return version(runtime)
-    except PackageNotFoundError:
-        return None
+def _leads(model: Model, number: int) -> bool:
+    """Whether a version is, or but for its mark would be, what is served."""
+    return number == model.shelf.current or number == model.shelf.versions[-1]
 
 
 def _row(shelf: Shelf, manifest: Mapping[str, Any], facts: ModelFacts) -> Row:

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from edgeopt.daemon import intake, storage
+from edgeopt.daemon import intake, sources, storage
 from edgeopt.daemon.floor import End, Floor
 from edgeopt.daemon.front import DropNote, Front, Taken
 from edgeopt.daemon.house import House
@@ -23,7 +23,8 @@ from edgeopt.daemon.names import escaped
 from edgeopt.daemon.printable import printable
 from edgeopt.daemon.publish import Published
 from edgeopt.daemon.supervise import Outcome
-from edgeopt.errors import CorruptState, Disposition, EdgeoptError, EnvironmentFault
+from edgeopt.errors import BadOutput, CorruptState, Disposition, EdgeoptError, EnvironmentFault
+from edgeopt.layout import JobFolder
 
 _RETRY_LIMIT = 2
 """Attempts of a job that met a limit."""
@@ -120,7 +121,9 @@ class Outcomes:
             self._failed(job, _failure_of_error(fault), seconds=None)
             return
         end = future.result()
-        if end.published is not None:
+        if end.published is not None and end.failed_trial:
+            self._failed_trial(job, end.published, end)
+        elif end.published is not None:
             self._published(job, end.published, end)
         elif end.outcome.kind == "stopped":
             self._house.store.requeue(job.job_id, count=False)
@@ -136,6 +139,9 @@ class Outcomes:
         shelf = house.models.refresh(job.name)
         house.store.set_current(job.name, shelf.current, pinned=shelf.pinned)
         house.store.forget_versions(job.name, keep=shelf.versions)
+        # what is made anew one day is made of this; without it the model has to be dropped again
+        with suppress(OSError):
+            sources.keep(JobFolder(house.folders.staging / job.job_id), job.key, house.folders.sources)
         house.metrics.job_ended("published", "", seconds=end.seconds, at_s=house.wall_s())
         house.log.info(
             "job-published",
@@ -147,6 +153,20 @@ class Outcomes:
             reason=end.outcome.message,
         )
         self._over(job)
+
+    def _failed_trial(self, job: Job, published: Published, end: End) -> None:
+        """What was published does not run where it lies: ``current`` is back already, the version stays for a look."""
+        shelf = self._house.models.refresh(job.name)
+        if shelf.current:
+            self._house.store.set_current(job.name, shelf.current, pinned=shelf.pinned)
+        failure = Failure(
+            code=BadOutput.code,
+            message=printable(f"version {published.version} was published and {end.failed_trial}"),
+            hint="Look at the version's report and its mark, then use edgeopt retry.",
+            stage="publish",
+            disposition=Disposition.QUARANTINE,
+        )
+        self.reject(job, failure, seconds=end.seconds)
 
     def _crashed(self, job: Job, end: End) -> None:
         """Tried anew up to three times, counted by content: a model that crashes its worker shall not do so for ever."""

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from edgeopt.daemon import intake, shelf, storage, supervise
+from edgeopt.daemon import intake, marks, shelf, sources, storage, supervise
 from edgeopt.daemon.front import DropNote
 from edgeopt.daemon.house import House
 from edgeopt.daemon.jobs import ACTIVE, CRASH_LIMIT, RUNNING, Job
+from edgeopt.daemon.marks import ON_TRIAL, Mark
 from edgeopt.daemon.outcomes import Failure, Outcomes
 from edgeopt.daemon.printable import printable
 from edgeopt.daemon.shelf import Shelf
@@ -107,7 +108,16 @@ def _end_leftovers(house: House) -> None:
             if supervise.end_leftover(JobFolder(entry)):
                 house.log.warning("worker-ended", job=entry.name, reason="it outlived its daemon")
             if entry.name not in active:
+                _keep_source(house, entry)
                 storage.remove_tree(entry)
+
+
+def _keep_source(house: House, entry: Path) -> None:
+    """A crash may have come between a job's outcome and the keeping of what it was made of."""
+    with suppress(KeyError):
+        job = house.store.get(entry.name)
+        if job.state == "published":
+            sources.keep(JobFolder(entry), job.key, house.folders.sources)
 
 
 def _finish_published(house: House) -> None:
@@ -119,6 +129,8 @@ def _finish_published(house: House) -> None:
                 owner = shelf.read_manifest(found.folder / str(number)).get("job")
                 if isinstance(owner, dict) and owner.get("id") == job.job_id:
                     _complete(house, found, number)
+                    with storage.storage_errors(f"marking version {number} of {found.name}"):
+                        marks.put(found.folder, number, Mark(kind=ON_TRIAL))
                     house.store.finish(job.job_id, "published", version=number)
                     house.log.info(
                         "job-published", job=job.job_id, model=job.name, version=number, noted="after a crash"

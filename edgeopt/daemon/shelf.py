@@ -133,6 +133,11 @@ def point_current(home: Path, version: int) -> None:
     storage.fsync_folder(home)
 
 
+def move_pin(home: Path, version: int) -> None:
+    """Write down where ``current`` is to stay."""
+    storage.replace_file(home / PIN_FILE, f"{version}\n".encode())
+
+
 def rollback(published_root: Path, name: str, version: int | None = None) -> int:
     """Let ``current`` point back: to ``version``, or to the one before. Returns the version; a pin moves along.
 
@@ -146,7 +151,7 @@ def rollback(published_root: Path, name: str, version: int | None = None) -> int
     _refuse(shelf, wanted, what)
     with storage.storage_errors(f"rolling {name} back"), locked(shelf.folder):
         if shelf.pinned:
-            _write_pin(shelf.folder, wanted)
+            move_pin(shelf.folder, wanted)
         point_current(shelf.folder, wanted)
     return wanted
 
@@ -160,7 +165,7 @@ def pin(published_root: Path, name: str, version: int | None = None) -> int:
     wanted = shelf.current if version is None else version
     _refuse(shelf, wanted, f"version {wanted}")
     with storage.storage_errors(f"pinning {name}"), locked(shelf.folder):
-        _write_pin(shelf.folder, wanted)
+        move_pin(shelf.folder, wanted)
         point_current(shelf.folder, wanted)
     return wanted
 
@@ -259,7 +264,3 @@ def _pinned(home: Path) -> int:
     except (OSError, UnicodeDecodeError):
         return 0
     return int(text) if _VERSION.fullmatch(text) else 0
-
-
-def _write_pin(home: Path, version: int) -> None:
-    storage.replace_file(home / PIN_FILE, f"{version}\n".encode())

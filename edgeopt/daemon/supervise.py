@@ -120,7 +120,7 @@ class _Worker:
                 pass_fds=(write_end,),
                 start_new_session=True,
                 cwd=folder.work,
-                env=_environment(folder),
+                env=environment(folder.work),
                 bufsize=0,
             )
         except OSError:
@@ -265,8 +265,8 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _environment(folder: JobFolder) -> dict[str, str]:
-    """What the worker may know of the daemon's environment, where secrets may lie."""
+def environment(work: Path) -> dict[str, str]:
+    """What a worker may know of the daemon's environment, where secrets may lie; ``work`` is its home."""
     passed = {
         name: value for name, value in os.environ.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
     }
@@ -274,5 +274,5 @@ def _environment(folder: JobFolder) -> dict[str, str]:
     if package.name not in ("site-packages", "dist-packages"):
         # run from a checkout: -P would leave the worker without it
         passed["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package), passed.get("PYTHONPATH", ""))))
-    work = str(folder.work)
-    return passed | {"HOME": work, "TMPDIR": work, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    home = str(work)
+    return passed | {"HOME": home, "TMPDIR": home, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}

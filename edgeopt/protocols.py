@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from edgeopt.records import Artifact, DataOrigin, Recipe, Scalar, Signature, Target, TensorSpec
 
@@ -108,6 +108,20 @@ class Session(Protocol):
 
     def run(self, feeds: Feeds) -> list[Array]:
         """One inference; outputs in the order of ``output_names``."""
+
+
+@runtime_checkable
+class GpuSession(Session, Protocol):
+    """A session whose device has a clock and a memory of its own; what it says of them is used instead of the process' own."""
+
+    def durations_ns(self, feeds: Feeds, count: int) -> list[int]:
+        """Nanoseconds on the device of ``count`` inferences, copies included, back to back."""
+
+    def device_bytes(self) -> int:
+        """Memory of the device that the artifact holds."""
+
+    def conditions(self) -> dict[str, float]:
+        """How the last timing went and what the device said of itself: clocks, temperature; what is not told is left out."""
 
 
 class Runtime(Protocol):

@@ -78,6 +78,11 @@ class Runner:
         header, _ = self._ask({"kind": "memory"})
         return int(header["peak_bytes"])
 
+    def conditions(self) -> tuple[tuple[str, float], ...]:
+        """What the device said of the last timing: clocks, temperature, parts of an inference; empty where none does."""
+        header, _ = self._ask({"kind": "tell"})
+        return tuple(sorted(header["conditions"].items()))
+
     def close(self) -> None:
         """End the process, by force where it does not end by itself."""
         with suppress(OSError):

@@ -11,8 +11,10 @@ request     fields                                                 answer
 ``hold``    names; one array for each: the feeds that are timed     nothing
 ``time``    count                                                  ``durations_ns``
 ``memory``  -                                                      ``peak_bytes``: high-water mark since before ``open``
+``tell``    -                                                      ``conditions``: how the last timing went, where a device tells
 ==========  =====================================================  ==========================================
 
+A session on a GPU (``protocols.GpuSession``) times itself by the GPU's own clock and counts the GPU's memory as well.
 An error is answered as ``{"error": sentence}``; a crash is seen as the end of the stream.
 """
 
@@ -27,7 +29,7 @@ from typing import Any, BinaryIO
 
 from edgeopt import catalogue, wire
 from edgeopt.errors import EdgeoptError
-from edgeopt.protocols import Session
+from edgeopt.protocols import GpuSession, Session
 from edgeopt.records import Artifact
 from edgeopt.stages.frames import read_frame, write_frame
 
@@ -56,7 +58,10 @@ class Runner:
         if kind == "time":
             return {"durations_ns": self._time(session, int(request["count"]))}, []
         if kind == "memory":
-            return {"peak_bytes": max(0, _status_bytes("VmHWM") - self._floor_bytes)}, []
+            own = session.device_bytes() if isinstance(session, GpuSession) else 0
+            return {"peak_bytes": own + max(0, _status_bytes("VmHWM") - self._floor_bytes)}, []
+        if kind == "tell":
+            return {"conditions": session.conditions() if isinstance(session, GpuSession) else {}}, []
         raise ValueError(f"unknown request {kind}")
 
     def _open(self, artifact: Artifact) -> dict[str, Any]:
@@ -68,6 +73,8 @@ class Runner:
         return {"inputs": list(self._session.input_names), "outputs": list(self._session.output_names)}
 
     def _time(self, session: Session, count: int) -> list[int]:
+        if isinstance(session, GpuSession):
+            return session.durations_ns(self._held, count)
         clock, run, feeds = time.perf_counter_ns, session.run, self._held
         durations = []
         for _ in range(count):

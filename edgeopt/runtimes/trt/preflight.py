@@ -49,6 +49,11 @@ def prepare(model: Path, *, capabilities: Sequence[float] = (), profiles: Sequen
     return renamed
 
 
+def output_names(model: Path) -> list[str]:
+    """The model's outputs in order: an engine need not keep it."""
+    return [output.name for output in _read(model).graph.output]
+
+
 def _read(model: Path) -> onnx.ModelProto:
     try:
         proto = parse_file(model, model_bytes=_LARGEST_BYTES)

@@ -108,7 +108,11 @@ class TensorRt:
         key = engine_key(
             model_files(model), order, flavour=self.name, version=answer.version, device=self._device(target)
         )
-        return self._artifact(Path(order.engine), answer.version, replace(facts, key=key))
+        session: dict[str, Scalar] = {
+            "outputs": json.dumps(preflight.output_names(model)),
+            "profiles": json.dumps(wire.encode(self._profiles)),
+        }
+        return self._artifact(Path(order.engine), answer.version, replace(facts, key=key), session)
 
     @contextmanager
     def open(self, artifact: Artifact) -> Iterator[Session]:
@@ -120,7 +124,8 @@ class TensorRt:
             )
         from edgeopt.runtimes.trt import execute
 
-        with execute.opened(Path(artifact.path), self._module()) as session:
+        outputs = json.loads(str(dict(artifact.session).get("outputs", "[]")))
+        with execute.opened(Path(artifact.path), self._module(), outputs=outputs) as session:
             yield session
 
     def node_seconds(self, model: Path, feeds: Feeds, *, threads: int) -> dict[str, float]:
@@ -150,8 +155,7 @@ class TensorRt:
         """TensorRT's engines are for the very device they were built on; RTX's only for the GPUs they name."""
         return target.device if self._flavour.needs_gpu else ""
 
-    def _artifact(self, engine: Path, version: str, facts: EngineFacts) -> Artifact:
-        session: list[tuple[str, Scalar]] = [("profiles", json.dumps(wire.encode(self._profiles)))]
+    def _artifact(self, engine: Path, version: str, facts: EngineFacts, session: dict[str, Scalar]) -> Artifact:
         return Artifact(
             path=str(engine),
             format="tensorrt-engine",
@@ -159,7 +163,7 @@ class TensorRt:
             bytes=engine.stat().st_size,
             runtime=self.name,
             runtime_version=version or self.version,
-            session=tuple(session),
+            session=tuple(sorted(session.items())),
             engine=facts,
         )
 

@@ -230,11 +230,15 @@ def _second_order(
 
 def _covariances(model: Model, wanted: Sequence[Consumer], evidence: Evidence) -> dict[str, Scores]:
     sums = {consumer.name: Sums.empty(consumer.width, 0, constant=True) for consumer in wanted}
+    centres: dict[str, NDArray[np.float32]] = {}
     names = list(dict.fromkeys(str(consumer.layer.data.name) for consumer in wanted))
     for arrays in islice(evidence.observe(model, names), activity.MOST_SAMPLES):
         for consumer in wanted:
             rows = gram.patches(np.asarray(arrays[str(consumer.layer.data.name)], np.float32), consumer.layer)
-            sums[consumer.name].add(rows, np.zeros((len(rows), 0), np.float32))
+            # Nearly centred rows: squares of large means would drown the variance in float32's rounding.
+            with np.errstate(over="ignore", invalid="ignore"):
+                centre = centres.setdefault(consumer.name, rows.mean(axis=0))
+                sums[consumer.name].add(rows - centre, np.zeros((len(rows), 0), np.float32))
     found = {}
     for name, seen in sums.items():
         if not np.isfinite(seen.gram).all():

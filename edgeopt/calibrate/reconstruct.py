@@ -23,9 +23,10 @@ from edgeopt.calibrate import gram
 from edgeopt.calibrate.batch_norms import re_estimate
 from edgeopt.calibrate.consumers import Columns, Consumer, bias_of, consumers, removed_columns
 from edgeopt.calibrate.regression import Refit, Sums, best
+from edgeopt.calibrate.relay import Relay
 from edgeopt.errors import PassFailed
 from edgeopt.graph import edit, shrink, tensors
-from edgeopt.graph.groups import ChannelGroups
+from edgeopt.graph.groups import ChannelGroups, Shapes
 from edgeopt.protocols import Evidence
 
 if TYPE_CHECKING:
@@ -58,27 +59,65 @@ class _Task:
 
     def cost(self, samples: int) -> int:
         """Bytes of its targets and sums at most."""
-        rows = min(samples, MOST_SAMPLES) * gram.ROWS_PER_SAMPLE
-        return 4 * rows * self.original.outputs + 16 * self.kept.size * (self.kept.size + self.original.outputs)
+        return self.target_bytes(samples) + 16 * self.kept.size * (self.kept.size + self.original.outputs)
+
+    def target_bytes(self, samples: int) -> int:
+        return 4 * samples * gram.ROWS_PER_SAMPLE * self.original.outputs
+
+
+class _Targets:
+    """What the original's layers give: made in few runs, for as many rounds ahead as fit into memory."""
+
+    def __init__(self, model: Model, rounds: Sequence[Sequence[_Task]], evidence: Evidence) -> None:
+        self._model, self._evidence = model, evidence
+        self._waiting = list(rounds)
+        self._held: dict[str, list[NDArray[np.float32]]] = {}
+
+    def of(self, tasks: Sequence[_Task]) -> list[list[NDArray[np.float32]]]:
+        """A (rows, outputs) array for each task and sample, once; rounds are asked for in their order."""
+        if any(task.original.name not in self._held for task in tasks):
+            ahead: list[_Task] = []
+            taken = 0
+            while self._waiting:
+                taken += sum(task.target_bytes(_read(self._evidence)) for task in self._waiting[0])
+                if ahead and taken > gram.MOST_BYTES:
+                    break
+                ahead += self._waiting.pop(0)
+            arrays = _targets(self._model, ahead, self._evidence)
+            self._held = {task.original.name: each for task, each in zip(ahead, arrays, strict=True)}
+        return [self._held.pop(task.original.name) for task in tasks]
 
 
 def refit(
-    model: Model, groups: ChannelGroups, removed: Mapping[str, Collection[int]], evidence: Evidence
+    model: Model,
+    groups: ChannelGroups,
+    removed: Mapping[str, Collection[int]],
+    evidence: Evidence,
+    *,
+    shapes: Shapes | None = None,
 ) -> tuple[Model, dict[str, Refit]]:
     """The model with the units zeroed and their consumers refitted, and what became of each consumer.
 
-    Names and shapes are those of ``model``: ``shrink`` takes it from here. Raises :class:`~edgeopt.errors.PassFailed` without samples, or where a tensor is not
+    Names and shapes are those of ``model``: ``shrink`` takes it from here. With the ``shapes`` that were observed, each layer is reached from where the last one
+    stood instead of from the inputs. Raises :class:`~edgeopt.errors.PassFailed` without samples, or where a tensor is not
     finite.
     """
     if not evidence.sample_count:
         raise PassFailed("there are no calibration samples to refit with", hint="Set refit=false, or drop samples.")
     current = shrink.zeroed(model, groups, removed)
     tasks = _tasks(model, current, groups, removed)
+    steps = list(_steps(_levels(current, _losing(groups, removed))))
+    relay = Relay(current, shapes or {}, evidence, samples=MOST_SAMPLES)
+    final = _final(relay, steps)
+    rounds = [
+        list(gram.rounds([tasks[name] for name in names if name in tasks], lambda task: task.cost(_read(evidence))))
+        for names in steps
+    ]
+    targets = _Targets(model, [group for groups_of in rounds for group in groups_of], evidence)
     found: dict[str, Refit] = {}
-    for names in _steps(_levels(current, _losing(groups, removed))):
-        chosen = [tasks[name] for name in names if name in tasks]
-        for group in gram.rounds(chosen, lambda task: task.cost(evidence.sample_count)):
-            for task, sums in zip(group, _observe(model, current, group, evidence), strict=True):
+    for number, names in enumerate(steps):
+        for group in rounds[number]:
+            for task, sums in zip(group, _observe(relay, group, targets.of(group), final[number]), strict=True):
                 result = best(*sums, task.weights)
                 found[task.current.name] = result
                 if result.how != "plain":
@@ -86,6 +125,17 @@ def refit(
         # Before the layers behind are fitted to what these give.
         re_estimate(model, current, [n for n in names if n not in found or found[n].how == "plain"], evidence)
     return current, found
+
+
+def _read(evidence: Evidence) -> int:
+    return min(evidence.sample_count, MOST_SAMPLES)
+
+
+def _final(relay: Relay, steps: Sequence[Sequence[str]]) -> list[int]:
+    """For each step the position before which no weight is left to refit."""
+    positions = relay.positions([name for names in steps for name in names])
+    first = [min(positions[name] for name in names) for names in steps]
+    return [min(first[number:]) for number in range(len(first))]
 
 
 def _losing(groups: ChannelGroups, removed: Mapping[str, Collection[int]]) -> list[str]:
@@ -135,24 +185,25 @@ def _tasks(
     return tasks
 
 
-def _observe(model: Model, current: Model, tasks: Sequence[_Task], evidence: Evidence) -> Iterator[tuple[Sums, Sums]]:
+def _observe(
+    relay: Relay, tasks: Sequence[_Task], targets: Sequence[Sequence[NDArray[np.float32]]], final: int
+) -> list[tuple[Sums, Sums]]:
     """Sums over the samples to fit on and those held out, of every task."""
-    targets = _targets(model, tasks, evidence)
     sums = [
         tuple(Sums.empty(task.kept.size, task.original.outputs, constant=task.bias is not None) for _ in range(2))
         for task in tasks
     ]
     names = list(dict.fromkeys(str(task.current.layer.data.name) for task in tasks))
-    for index, arrays in enumerate(islice(evidence.observe(current, names), MOST_SAMPLES)):
+    for index, arrays in enumerate(relay.observe(names, final=final)):
         held = is_held_out(index)
         for number, task in enumerate(tasks):
             rows = _patches(arrays[str(task.current.layer.data.name)], task.current)[:, task.kept]
             sums[number][held].add(rows, targets[number][index])
-    return iter([(fit, held) for fit, held in sums])
+    return [(fit, held) for fit, held in sums]
 
 
 def _targets(model: Model, tasks: Sequence[_Task], evidence: Evidence) -> list[list[NDArray[np.float32]]]:
-    """What the original's layers give, a (rows, outputs) array for each task and sample.
+    """A (rows, outputs) array for each task and sample.
 
     The original runs to its end before the pruned model starts: the two would observe through the same file.
     """

@@ -27,6 +27,7 @@ _FLOOR = 1e-6
 """Share of the mean variance added on top, or a column that never changes would have no inverse. Small: such a column costs nothing."""
 _APART = 1.0 + 1e-9
 """A later removal never scores below an earlier one: the order of removal is the order of the scores."""
+_LEAST = 1e-12
 _LAZY = 48
 """Columns that are removed before the matrices are brought up to date."""
 
@@ -70,7 +71,7 @@ class Reader:
         own = self._columns[unit]
         across = self._inverse[:, own] - self._across @ self._across[own].T
         lost = self._weights[:, own] - self._lost @ self._across[own].T
-        root = np.linalg.inv(np.linalg.cholesky(across[own])).T
+        root = _inverse_root(across[own])
         across, lost = across @ root, lost @ root
         shared = self._weights.T @ lost - self._across @ (self._lost.T @ lost)
         by_unit, moved = across[self._columns], shared[self._columns] @ across[self._columns].transpose(0, 2, 1)
@@ -103,6 +104,12 @@ class Reader:
         self._columns = np.maximum(places[self._columns], 0)
         self._gone.clear()
         self._begin()
+
+
+def _inverse_root(block: Matrix) -> Matrix:
+    """``R`` with ``R R^T`` the block's inverse; what rounding made of zero counts as very little."""
+    values, vectors = np.linalg.eigh(block)
+    return np.asarray(vectors / np.sqrt(np.maximum(values, _LEAST * max(values[-1], _LEAST))), np.float64)
 
 
 def damped(covariance: Matrix) -> Matrix:

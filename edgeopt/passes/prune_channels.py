@@ -75,7 +75,7 @@ class PruneChannels:
         losing = removed_columns(found, removed, consumers(own))
         biased = with_biases(own, losing)
         found = groups.find(biased, shapes)
-        refitted, _ = refit(biased, found, removed, evidence)
+        refitted, _ = refit(biased, found, removed, evidence, shapes=shapes)
         return shrink.shrink(refitted, found, removed)
 
 

@@ -11,6 +11,7 @@
     │   ├── UnsupportedModel, UnsupportedTarget, BadWeights
     │   ├── BadData, BadJobFile, BadBundle
     │   └── BrokenArtifact
+    │       └── UnfitArtifact
     ├── CandidateError        this candidate is out, the next one is tried
     │   └── PassFailed, CompileFailed, MeasureFailed
     ├── ResourceError         the job met a limit: retried once, then quarantined
@@ -154,6 +155,12 @@ class BrokenArtifact(InputError):
     """A published version whose files are not what its manifest says."""
 
     code = "broken-artifact"
+
+
+class UnfitArtifact(BrokenArtifact):
+    """A whole version that was made for other conditions than those here."""
+
+    code = "unfit-artifact"
 
 
 class CandidateError(EdgeoptError):

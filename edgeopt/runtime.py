@@ -1,8 +1,9 @@
 """``edgeopt.load``: a session on a published version, opened exactly as it was measured, that follows ``current``.
 
 Stands at the far end of the pipeline, in the process of whoever serves the model. A name or a folder comes in; out goes
-a :class:`LoadedModel` that checks the artifact against its manifest before opening it, and reopens when the daemon
-publishes a newer version. A version that does not open is reported once and the old one goes on serving.
+a :class:`LoadedModel` that holds the artifact against its manifest before opening it: its hash, and the conditions it was
+measured under (``edgeopt.fingerprint``). It reopens when the daemon publishes another version; one that does not open is
+reported and the old one goes on serving. Calls under way end on the session that they began on.
 """
 
 from __future__ import annotations
@@ -11,14 +12,18 @@ import json
 import logging
 import os
 import threading
+import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from edgeopt.errors import BrokenArtifact, EdgeoptError, UsageError
-from edgeopt.integrity import sha256_of
+from edgeopt import device, fingerprint
+from edgeopt.errors import BrokenArtifact, CompileFailed, EdgeoptError, UnfitArtifact, UsageError
+from edgeopt.fingerprint import Fingerprint
+from edgeopt.integrity import listed_sums, sha256_of
 from edgeopt.layout import CHECKSUMS_FILE, CURRENT_LINK, MANIFEST_FILE
 from edgeopt.records import Artifact
 
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
 
 _SCHEMA = 1
 _MANIFEST_LIMIT_BYTES = 16 << 20
+_AGAIN_S = 60.0
+"""After which a version that did not open is tried once more: descriptors or memory may have been short."""
 _log = logging.getLogger("edgeopt.runtime")
 
 
@@ -38,23 +45,34 @@ class PublishedVersion:
     folder: Path
     manifest: dict[str, Any]
     artifact: Artifact
+    fallback: Artifact | None = None
+    """What may stand in for an engine where that does not run; None where the manifest allows nothing."""
 
 
 class LoadedModel:
     """A published model, ready to run; safe to share between threads. Close it or use it as a context manager."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, accept_stale: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._root = root
+        self._accept_stale = accept_stale
+        self._clock = clock
         self._follows = not (root / MANIFEST_FILE).is_file()
         self._lock = threading.Lock()
         self._reopening = threading.Lock()
-        self._opened = _Opened(_resolve(root) if self._follows else root)
+        self._opened = _Opened(_resolve(root) if self._follows else root, accept_stale=accept_stale)
         self._failed: Path | None = None
+        self._again_s = float("-inf")
+        self._closed = False
 
     @property
     def version(self) -> PublishedVersion:
         """The version that the next :meth:`run` uses, unless a newer one is published before."""
         return self._opened.version
+
+    @property
+    def artifact(self) -> Artifact:
+        """What is open of it: the version's artifact, or the one that stands in for it."""
+        return self._opened.artifact
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -69,6 +87,8 @@ class LoadedModel:
         if self._follows:
             self._follow()
         with self._lock:
+            if self._closed:
+                raise UsageError(f"{self._root.name} was closed", hint="Load it again.")
             opened = self._opened
             opened.users += 1
         try:
@@ -81,8 +101,8 @@ class LoadedModel:
     def close(self) -> None:
         """Let the session go; a run that is under way ends first."""
         with self._lock:
-            self._opened.retired = True
-            self._opened.close_when_idle()
+            self._closed = True
+            self._opened.retire()
 
     def __enter__(self) -> Self:
         return self
@@ -98,57 +118,111 @@ class LoadedModel:
             target = _resolve(self._root)
         except UsageError:
             return  # an unmounted or emptied folder takes nothing away from a running session
-        if target in (self._opened.version.folder, self._failed) or not self._reopening.acquire(blocking=False):
+        if target == self._opened.version.folder or (target == self._failed and self._clock() < self._again_s):
+            return
+        if not self._reopening.acquire(blocking=False):
             return
         try:
-            opened = _Opened(target)
-        except EdgeoptError as error:
-            self._failed = target
-            _log.warning("published version %s does not open, the old one goes on: %s", target, error)
+            opened = _Opened(target, accept_stale=self._accept_stale or self._is_rollback(target))
+        except (EdgeoptError, OSError) as error:
+            if target != self._failed:
+                _log.warning("published version %s does not open, the old one goes on: %s", target, error)
+            self._failed, self._again_s = target, self._clock() + _AGAIN_S
         else:
-            with self._lock:
-                old, self._opened = self._opened, opened
-                old.retired = True
-                old.close_when_idle()
+            self._swap(opened)
         finally:
             self._reopening.release()
+
+    def _swap(self, opened: _Opened) -> None:
+        with self._lock:
+            old, self._opened = self._opened, opened
+            old.retire()
+            if self._closed:
+                opened.retire()
+
+    def _is_rollback(self, target: Path) -> bool:
+        """Whether somebody leads back to an older version: that is obeyed, also where its conditions are gone.
+
+        A newer one that does not fit is left alone instead: it was made for another process, and what is open fits.
+        """
+        return _number(target) < _number(self._opened.version.folder)
 
 
 class _Opened:
     """An open session with the number of runs under way, so that it is closed by whoever leaves last."""
 
-    def __init__(self, folder: Path) -> None:
-        from edgeopt import catalogue
-
+    def __init__(self, folder: Path, *, accept_stale: bool) -> None:
         self.version = read_version(folder)
         if problems := check_files(self.version):
             raise BrokenArtifact(
                 f"{folder} is not what its manifest says: {problems[0]}", hint="Publish the model again."
             )
         self.users = 0
-        self.retired = False
+        self._retired = False
         self._stack = ExitStack()
-        runtime = catalogue.find_runtime(self.version.artifact.runtime)
-        self.session: Session = self._stack.enter_context(runtime.open(self.version.artifact))
+        self.artifact, self.session = self._open(accept_stale=accept_stale)
+
+    def retire(self) -> None:
+        self._retired = True
+        self.close_when_idle()
 
     def close_when_idle(self) -> None:
-        if self.retired and not self.users:
+        if self._retired and not self.users:
             self._stack.close()
 
+    def _open(self, *, accept_stale: bool) -> tuple[Artifact, Session]:
+        """The artifact where it fits and opens, else what the manifest lets stand in for it."""
+        version, fallback = self.version, self.version.fallback
+        reason = unfit(version)
+        if not reason or accept_stale:
+            if reason:
+                _log.warning("%s is served although it does not fit: %s", version.folder, reason)
+            try:
+                return version.artifact, self._enter(version.artifact)
+            except CompileFailed as error:
+                if fallback is None:
+                    raise
+                reason = error.message
+        if fallback is None:
+            raise UnfitArtifact(f"{version.folder} does not fit here: {reason}", hint=_WAYS_OUT)
+        other = _changed(Fingerprint(runtime=fallback.runtime, runtime_version=fallback.runtime_version))
+        if other and not accept_stale:
+            raise UnfitArtifact(
+                f"{version.folder} does not fit here: {reason}; nor does its {Path(fallback.path).name}: {other}",
+                hint=_WAYS_OUT,
+            )
+        _log.warning("%s is served by %s: %s", version.folder, Path(fallback.path).name, reason)
+        return fallback, self._enter(fallback)
 
-def load(name_or_dir: str | os.PathLike[str], *, published: str | os.PathLike[str] | None = None) -> LoadedModel:
+    def _enter(self, artifact: Artifact) -> Session:
+        from edgeopt import catalogue
+
+        return self._stack.enter_context(catalogue.find_runtime(artifact.runtime).open(artifact))
+
+
+_WAYS_OUT = "Let the daemon make it anew here (see edgeopt status), or pass accept_stale=True."
+
+
+def load(
+    name_or_dir: str | os.PathLike[str],
+    *,
+    published: str | os.PathLike[str] | None = None,
+    accept_stale: bool = False,
+) -> LoadedModel:
     """Open a published model with the settings it was measured with.
 
     ``name_or_dir`` is the name of a model under ``published`` (default: the configured folder), its folder, or the
-    folder of one version. The first two follow ``current``; a version's folder stays as it is.
-    Raises :class:`UsageError` where there is nothing, :class:`BrokenArtifact` where files differ from the manifest.
+    folder of one version. The first two follow ``current``; a version's folder stays as it is. With ``accept_stale``, a
+    version that was measured under other conditions than those here is served all the same, with a warning in the log.
+    Raises :class:`UsageError` where there is nothing, :class:`BrokenArtifact` where files differ from the manifest,
+    :class:`UnfitArtifact` where conditions do, and :class:`CompileFailed` where the runtime does not open it.
     """
     folder = Path(name_or_dir)
     if not folder.is_dir():
         folder = _published_root(published) / folder.name
     if not folder.is_dir():
         raise UsageError(f"there is no published model {str(name_or_dir)!r}", hint=f"Look into {folder.parent}.")
-    return LoadedModel(folder.absolute())
+    return LoadedModel(folder.absolute(), accept_stale=accept_stale)
 
 
 def read_version(folder: Path) -> PublishedVersion:
@@ -157,16 +231,9 @@ def read_version(folder: Path) -> PublishedVersion:
     try:
         with file.open("rb") as stream:
             manifest = json.loads(stream.read(_MANIFEST_LIMIT_BYTES))
-        described = manifest["artifact"]
-        artifact = Artifact(
-            path=str(folder / Path(described["file"]).name),
-            format=described["format"],
-            sha256=described["sha256"],
-            bytes=described["bytes"],
-            runtime=described["runtime"],
-            runtime_version=described["runtime_version"],
-            session=tuple(sorted(described["session"].items())),
-        )
+        artifact = _artifact(folder, manifest["artifact"])
+        fallback = manifest["artifact"].get("fallback")
+        stand_in = None if fallback is None else _artifact(folder, fallback)
         schema = manifest["schema"]
     except FileNotFoundError as error:
         raise UsageError(
@@ -178,21 +245,56 @@ def read_version(folder: Path) -> PublishedVersion:
         raise BrokenArtifact(
             f"{file} has schema {schema!r}, this edgeopt reads schema {_SCHEMA}", hint="Use a matching edgeopt."
         )
-    return PublishedVersion(folder, manifest, artifact)
+    return PublishedVersion(folder, manifest, artifact, stand_in)
+
+
+def unfit(version: PublishedVersion) -> str:
+    """Why an artifact should not be run here, in one clause; empty where its conditions are those here.
+
+    More instruction sets than it was measured with, or another name of the device, make nothing wrong.
+    """
+    if version.manifest.get("status") == "unverified":
+        return "nobody has run it on its device yet"
+    if version.artifact.format != "onnx" and not device.gpu_present():
+        return f"{Path(version.artifact.path).name} runs on an NVIDIA GPU, and there is none here"
+    return _changed(fingerprint.of_manifest(version.manifest))
+
+
+def _changed(then: Fingerprint) -> str:
+    now = fingerprint.here(then.runtime)
+    return "; ".join(change.text for change in fingerprint.misfits(then, now))
+
+
+def _artifact(folder: Path, described: Mapping[str, Any]) -> Artifact:
+    """An artifact as a manifest describes it; KeyError, TypeError or AttributeError where it does not."""
+    return Artifact(
+        path=str(folder / Path(described["file"]).name),
+        format=described["format"],
+        sha256=described["sha256"],
+        bytes=described["bytes"],
+        runtime=described["runtime"],
+        runtime_version=described["runtime_version"],
+        session=tuple(sorted(described["session"].items())),
+    )
 
 
 def check_files(version: PublishedVersion) -> list[str]:
     """What is wrong with the files of a version, one sentence each: the artifact's hash, then every line of SHA256SUMS."""
-    expected = {Path(version.artifact.path).name: version.artifact.sha256}
-    sums = version.folder / CHECKSUMS_FILE
+    artifacts = (version.artifact, version.fallback)
+    expected = {Path(artifact.path).name: artifact.sha256 for artifact in artifacts if artifact is not None}
     problems = []
-    if sums.is_file():
-        for line in sums.read_text().splitlines():
-            digest, _, name = line.partition("  ")
-            if expected.setdefault(name, digest) != digest:
-                problems.append(f"{CHECKSUMS_FILE} and {MANIFEST_FILE} disagree on {name}")
-    else:
+    try:
+        sums = listed_sums(version.folder / CHECKSUMS_FILE)
+    except FileNotFoundError:
         problems.append(f"{CHECKSUMS_FILE} is missing")
+    except ValueError as error:
+        problems.append(str(error))
+    else:
+        problems += [
+            f"{CHECKSUMS_FILE} and {MANIFEST_FILE} disagree on {name}"
+            for name, digest in sums.items()
+            if expected.setdefault(name, digest) != digest
+        ]
     for name, digest in expected.items():
         file = version.folder / Path(name).name
         if not file.is_file():
@@ -200,6 +302,10 @@ def check_files(version: PublishedVersion) -> list[str]:
         elif (found := sha256_of(file)) != digest:
             problems.append(f"{name} has sha256 {found[:12]}, not {digest[:12]}")
     return problems
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name) if folder.name.isdecimal() else 0
 
 
 def _resolve(root: Path) -> Path:

@@ -4,15 +4,19 @@ import hashlib
 import json
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import edgeopt
-from edgeopt import runtime
+from edgeopt import catalogue, device, fingerprint, runtime
 from edgeopt.daemon import publish, shelf
-from edgeopt.errors import BrokenArtifact, UsageError
+from edgeopt.errors import BrokenArtifact, CompileFailed, UnfitArtifact, UsageError
+from edgeopt.records import Artifact
 
 SHIPPED = Path(edgeopt.__file__).parent / "demo"
 IMAGE = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 1, 8, 8)
@@ -24,8 +28,8 @@ SESSION = {
 }
 
 
-def publish_digits(root: Path, *, threads: int = 1) -> Path:
-    """The shipped model as the next version under ``root``; returns the version's folder."""
+def publish_digits(root: Path, *, threads: int = 1, runtime_version: str | None = None, **parts: Any) -> Path:
+    """The shipped model as the next version under ``root``; returns the version's folder. ``parts`` go into its artifact."""
     out = root.parent / "out"
     out.mkdir()
     shutil.copyfile(SHIPPED / "digits.onnx", out / "model.onnx")
@@ -36,9 +40,9 @@ def publish_digits(root: Path, *, threads: int = 1) -> Path:
         "sha256": digest,
         "bytes": 1,
         "runtime": "onnxruntime",
-        "runtime_version": "1",
+        "runtime_version": runtime_version or fingerprint.installed("onnxruntime"),
         "session": SESSION | {"intra_op_num_threads": threads},
-    }
+    } | parts
     # another recipe each time: the same outcome would be recognised and not published twice
     manifest = {
         "schema": 1,
@@ -149,3 +153,143 @@ def test_what_is_not_there_or_no_manifest_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty" / "manifest.json").write_text('{"schema": 1}')
     with pytest.raises(BrokenArtifact):
         runtime.load(tmp_path / "empty")
+
+
+# ---------------------------------------------------------------- what does not fit
+def test_version_measured_with_another_runtime_is_refused_unless_it_is_accepted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = publish_digits(tmp_path / "published", runtime_version="0.1")
+    installed = fingerprint.installed("onnxruntime")
+    with pytest.raises(UnfitArtifact, match=f"onnxruntime: 0.1 then, {installed} now"):
+        runtime.load(folder)
+    with runtime.load(folder, accept_stale=True) as model:
+        model.run({"image": IMAGE})
+    assert "does not fit" in caplog.text
+
+
+def test_newer_version_made_for_another_process_is_left_alone_and_a_rollback_obeyed(tmp_path: Path) -> None:
+    root = tmp_path / "published"
+    publish_digits(root, threads=1, runtime_version="0.1")
+    fitting = publish_digits(root, threads=2)
+    with runtime.load(fitting.parent) as model:
+        publish_digits(root, threads=3, runtime_version="99.0")
+        model.run({"image": IMAGE})
+        assert model.version.manifest["version"] == 2
+        shelf.rollback(root, "digits", 1)
+        model.run({"image": IMAGE})
+        assert model.version.manifest["version"] == 1
+
+
+def test_version_that_did_not_open_is_tried_again_after_a_while(tmp_path: Path) -> None:
+    now_s = [0.0]
+    first = publish_digits(tmp_path / "published", threads=1)
+    with runtime.LoadedModel(first.parent, clock=lambda: now_s[0]) as model:
+        second = publish_digits(tmp_path / "published", threads=2)
+        whole = (second / "model.onnx").read_bytes()
+        tamper(second)
+        model.run({"image": IMAGE})
+        (second / "model.onnx").write_bytes(whole)
+        model.run({"image": IMAGE})
+        assert model.version.manifest["version"] == 1
+        now_s[0] = 61.0
+        model.run({"image": IMAGE})
+        assert model.version.manifest["version"] == 2
+
+
+def engine(root: Path, **parts: Any) -> Path:
+    """A version whose artifact claims to be an engine, with its model beside it."""
+    described = {"format": "tensorrt-engine", "runtime": "tensorrt-rtx", "runtime_version": "1.7"}
+    return publish_digits(root, **described, **parts)
+
+
+def fallback_of(folder: Path) -> dict[str, Any]:
+    """What a manifest says of the model that may stand in for an engine."""
+    sums = dict(reversed(line.split("  ", 1)) for line in (folder / "SHA256SUMS").read_text().splitlines())
+    return {
+        "file": "model.onnx",
+        "format": "onnx",
+        "sha256": sums["model.onnx"],
+        "bytes": 1,
+        "runtime": "onnxruntime",
+        "runtime_version": fingerprint.installed("onnxruntime"),
+        "session": SESSION,
+    }
+
+
+@pytest.mark.skipif(device.gpu_present(), reason="what happens where there is no GPU")
+def test_engine_is_refused_without_a_gpu_and_its_model_served_only_where_the_manifest_allows(tmp_path: Path) -> None:
+    folder = engine(tmp_path / "published", threads=1)
+    for accept in (False, True):
+        with pytest.raises((UnfitArtifact, CompileFailed), match="runs on an NVIDIA GPU, and there is none here"):
+            runtime.load(folder, accept_stale=accept)
+    allowed = engine(tmp_path / "published", threads=2, fallback=fallback_of(folder))
+    with runtime.load(allowed) as model:
+        assert (model.artifact.runtime, model.version.artifact.runtime) == ("onnxruntime", "tensorrt-rtx")
+        assert model.run({"image": IMAGE})[0].sum() == pytest.approx(1.0, abs=1e-5)
+    old = engine(tmp_path / "published", threads=3, fallback=fallback_of(folder) | {"runtime_version": "0.1"})
+    with pytest.raises(UnfitArtifact, match="nor does its model"):
+        runtime.load(old)
+
+
+# ---------------------------------------------------------------- threads
+class GatedSession:
+    """Lets nobody out before its gate is open, and tells whether it was closed meanwhile."""
+
+    input_names = ("image",)
+    output_names = ("y",)
+
+    def __init__(self) -> None:
+        self.entered, self.gate = threading.Event(), threading.Event()
+        self.closed_during_run: bool | None = None
+        self.closed = False
+
+    def run(self, feeds: Any) -> list[Any]:
+        self.entered.set()
+        assert self.gate.wait(10)
+        self.closed_during_run = self.closed
+        return [feeds["image"]]
+
+
+class GatedRuntime:
+    name = "gated"
+    version = "1"
+    sessions: list[GatedSession]
+
+    @contextmanager
+    def open(self, _artifact: Artifact) -> Iterator[GatedSession]:
+        session = GatedSession()
+        self.sessions.append(session)
+        yield session
+        session.closed = True
+
+
+def test_call_under_way_ends_on_its_old_session_which_closes_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    GatedRuntime.sessions = []
+    monkeypatch.setitem(catalogue.RUNTIMES, "gated", (__name__, "GatedRuntime"))
+    first = publish_digits(tmp_path / "published", threads=1, runtime="gated")
+    model = runtime.load(first.parent)
+    answers: list[Any] = []
+    caller = threading.Thread(target=lambda: answers.append(model.run({"image": "a"})))
+    caller.start()
+    (old,) = GatedRuntime.sessions
+    assert old.entered.wait(10)
+    publish_digits(tmp_path / "published", threads=2, runtime="gated")
+    second = threading.Thread(target=lambda: answers.append(model.run({"image": "b"})))
+    second.start()
+    while len(GatedRuntime.sessions) < 2:
+        second.join(0.01)
+    new = GatedRuntime.sessions[1]
+    new.gate.set()
+    second.join(10)
+    assert (answers, old.closed) == ([["b"]], False)
+    old.gate.set()
+    caller.join(10)
+    assert answers == [["b"], ["a"]]
+    assert (old.closed_during_run, old.closed, new.closed) == (False, True, False)
+    model.close()
+    assert new.closed
+    with pytest.raises(UsageError, match="closed"):
+        model.run({"image": "c"})

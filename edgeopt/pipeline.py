@@ -22,6 +22,7 @@ from edgeopt.layout import JobFolder
 from edgeopt.protocols import EngineBuilder, Pass, Runtime, Samples
 from edgeopt.records import Artifact, Event, JobOrder, Recipe, Step, Target, Trial, Verdict
 from edgeopt.stages import (
+    aboard,
     ahead,
     attempt,
     baseline,
@@ -46,6 +47,8 @@ from edgeopt.stages.runners import Runner
 from edgeopt.stages.search import Search
 
 _MADE_UP_SAMPLES = 16
+_BUILD_SHARE = 0.5
+"""Of the job's time, for one engine at most: whoever takes longer leaves nothing to compare it with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +80,7 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
             job = _with_inputs_that_run(job, original)
             bench = _workbench(job, artifact, original, emit)
             if job.engines is not None:
-                bench = ahead.aimed(bench, job.engines, (job.data.calibration, job.data.eval))
+                bench = _with_engines(job.engines, job, bench, runners)
             elif not device.is_here(job.target) or _is_for_engines(job.target):
                 bench = elsewhere.aimed(bench)
         policy = job.order.policy
@@ -97,6 +100,16 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
     with staged("report", emit):
         report.write(report.Findings(order=job.order, target=job.target, data=job.data, verdict=verdict), folder.out)
     return verdict
+
+
+def _with_engines(builder: EngineBuilder, job: Job, bench: Workbench, runners: ExitStack) -> Workbench:
+    """The bench whose candidates become engines: measured where their GPU is here, else built ahead of time."""
+    sets = (job.data.calibration, job.data.eval)
+    limit_s = _BUILD_SHARE * job.order.limits.job_timeout_s
+    builder = builder.under(limit_s=limit_s, tell=partial(ahead.tell, bench))
+    if job.target.compute_capability or not device.gpu_present():
+        return ahead.aimed(bench, builder, sets)
+    return aboard.aimed(bench, builder, sets, runners)
 
 
 def _bundled(job: Job, bench: Workbench, trials: list[Trial], harmless: set[str], emit: Emit) -> Verdict:

@@ -160,6 +160,9 @@ class Runtime(Protocol):
 class EngineBuilder(Runtime, Protocol):
     """A runtime that serves what it has built for certain shapes of its inputs."""
 
+    def under(self, *, limit_s: float, tell: Callable[[float, str], None]) -> EngineBuilder:
+        """The same with at most ``limit_s`` for a build, which tells ``tell`` how far it is: a share (0..1) and a few words."""
+
     def taking(self, inputs: Sequence[TensorSpec], seen: Iterable[Mapping[str, tuple[int, ...]]]) -> Runtime:
         """The same for models whose open ``inputs`` take the shapes ``seen``; input name to shape, one mapping a sample.
 

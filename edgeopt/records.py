@@ -359,6 +359,8 @@ class Measurement:
     quality: Quality
     original_latency: Latency | None = None
     """The original's in the same turns: the machine's speed drifts, and only these two belong together."""
+    conditions: tuple[tuple[str, float], ...] = ()
+    """What a GPU said of the timing: its parts in milliseconds, clocks, temperature, power; empty where none was told."""
     measured: bool = True
     """False where the artifact's device is not here: then latencies say nothing of it, and ``speedup`` is the ratio of the bytes that one inference moves."""
 

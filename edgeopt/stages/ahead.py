@@ -16,7 +16,7 @@ from edgeopt.errors import CompileFailed, UnsupportedModel
 from edgeopt.graph import save
 from edgeopt.layout import ARTIFACT_FILE
 from edgeopt.protocols import EngineBuilder, Runtime, Samples
-from edgeopt.records import Artifact, Interval, Latency, Measurement, Quality, Recipe, Trial
+from edgeopt.records import Artifact, Event, Interval, Latency, Measurement, Quality, Recipe, Trial
 from edgeopt.stages import quality
 from edgeopt.stages.attempt import Workbench
 
@@ -29,21 +29,37 @@ def aimed(bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples]) -> 
 
     Raises :class:`~edgeopt.errors.UnsupportedModel` where TensorRT does not take the original.
     """
-    seen = [shapes for samples in sets for shapes in _shapes(samples)]
-    try:
-        engines = builder.taking(bench.signature.inputs, seen)
-        file = bench.folder / "candidates" / Recipe().id / ARTIFACT_FILE
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save.save(bench.model, file)
-        engine = engines.compile(file, Recipe(), bench.target)
-    except CompileFailed as error:
-        raise UnsupportedModel(error.message, hint=error.hint) from error
+    engines, engine = original_engine(bench, builder, sets)
     judged = bench.baseline.measurement
     assert judged is not None  # noqa: S101  # the original was judged before
     # the searches ask the baseline what one inference costs, and theirs run in ONNX Runtime
     measurement = replace(_unmeasured(engine, judged.quality, engine), latency=judged.latency)
     baseline = Trial(recipe=Recipe(), artifact=engine, measurement=measurement)
     return replace(bench, baseline=baseline, examine=partial(examine, engines=engines))
+
+
+def original_engine(bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples]) -> tuple[Runtime, Artifact]:
+    """The builder for the shapes that the samples have, and the engine of the model as dropped.
+
+    Raises :class:`~edgeopt.errors.UnsupportedModel` where TensorRT does not take it.
+    """
+    seen = [shapes for samples in sets for shapes in _shapes(samples)]
+    try:
+        engines = builder.taking(bench.signature.inputs, seen)
+        file = bench.folder / "candidates" / Recipe().id / ARTIFACT_FILE
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save.save(bench.model, file)
+        return engines, engines.compile(file, Recipe(), bench.target)
+    except CompileFailed as error:
+        raise UnsupportedModel(error.message, hint=error.hint) from error
+
+
+def tell(bench: Workbench, share: float, words: str) -> None:
+    """Pass a build's progress on: as part of the candidate that it is for, or of the original before there is one."""
+    if (progress := bench.evidence.progress) is not None:
+        progress(share, words)
+        return
+    bench.emit(Event(kind="progress", fields={"ratio": 0.0, "trial": 0, "trials": 0, "text": f"original: {words}"}))
 
 
 def examine(artifact: Artifact, bench: Workbench, *, engines: Runtime) -> tuple[Artifact, Measurement]:

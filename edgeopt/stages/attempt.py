@@ -39,6 +39,8 @@ _GLANCE, _SECOND_LOOK = 0.25, 1.5
 """Shares of a look: for a candidate that lost already, and for the winner's confirmation."""
 _SHARED_STEPS = 3
 """Longer recipes share nothing with others; remembering their models would only hold memory."""
+_LONG_S = 5.0
+"""What took longer is remembered in any case: who rehearsed a training should not train again to attempt it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,7 @@ class Workbench:
     look_s: float
     """How long one candidate is timed at most; see :func:`look_s`."""
     start: StartRunner = Runner
-    examine: Examine = field(default=lambda artifact, bench: (artifact, _measure(artifact, bench)))
+    examine: Examine = field(default=lambda artifact, bench: (artifact, measured(artifact, bench)))
     made: dict[tuple[Step, ...], Model] = field(default_factory=dict)
     """Models by the steps that made them: candidates share what they have in common."""
 
@@ -124,9 +126,11 @@ def compress(recipe: Recipe, bench: Workbench) -> Model:
     for index, step in enumerate(recipe.steps):
         done = recipe.steps[: index + 1]
         if done not in bench.made:
+            started_s = time.monotonic()
             changed = bench.passes[step.technique].apply(model, dict(step.settings), bench.evidence)
             check.verify(changed, like=bench.model)
-            if len(done) < _SHARED_STEPS or done == recipe.steps[:_SHARED_STEPS]:
+            took_long = time.monotonic() - started_s > _LONG_S
+            if len(done) < _SHARED_STEPS or done == recipe.steps[:_SHARED_STEPS] or took_long:
                 bench.made[done] = changed
             model = changed
         else:
@@ -142,7 +146,8 @@ def compile_recipe(model: Model, recipe: Recipe, bench: Workbench) -> Artifact:
     return bench.runtime.compile(file, recipe, bench.target)
 
 
-def _measure(artifact: Artifact, bench: Workbench) -> Measurement:
+def measured(artifact: Artifact, bench: Workbench) -> Measurement:
+    """How right ``artifact`` is and how fast, alone in its process and in turns with the original."""
     with bench.start(artifact) as candidate:
         verdict = quality.judge(bench.reference, candidate.run, bench.goal, seed=bench.seed)
         hopeless = verdict.ci95[1] > _HOPELESS * bench.goal.max_drop
@@ -151,7 +156,8 @@ def _measure(artifact: Artifact, bench: Workbench) -> Measurement:
         )
         candidate.hold(bench.timed)
         timing = measure.compare(bench.original, candidate, effort)
-        return _measurement(artifact, timing, verdict, candidate.peak_memory_bytes(), bench.baseline)
+        found = _measurement(artifact, timing, verdict, candidate.peak_memory_bytes(), bench.baseline)
+        return replace(found, conditions=candidate.conditions())
 
 
 def _bar(bench: Workbench, verdict: Quality) -> float | None:

@@ -174,7 +174,14 @@ def _result(measurement: Measurement | None) -> dict[str, Any]:
         "bytes_ratio": _rounded(measurement.bytes_ratio),
         "peak_memory_bytes": measurement.peak_memory_bytes,
         "quality": _quality(measurement.quality),
+        **_conditions(measurement),
     }
+
+
+def _conditions(measurement: Measurement) -> dict[str, Any]:
+    """What the device told of the timing; nothing where it has no clock of its own."""
+    told = {name: _rounded(value) for name, value in measurement.conditions}
+    return {"conditions": told} if told else {}
 
 
 def _built(measurement: Measurement) -> dict[str, Any]:

@@ -20,10 +20,13 @@ from typing import IO, Any, cast
 from edgeopt import wire
 from edgeopt.runtimes.trt.api import BuilderConfig, Library, Parser, RtxConfig
 from edgeopt.runtimes.trt.order import Answer, Order, ParseFault, Progress, partial_of
+from edgeopt.runtimes.trt.phases import Phases
 
 _PROGRESS_EVERY_S = 0.2
 _GRACE_S = 1.5
 """After standard input has closed: how long the library may take to its next step."""
+_HERE = "CURRENT"
+"""RTX's word for the GPU that is here."""
 CANCELLED_EXIT = 75
 """Exit code of a process that ended itself because nobody waits for its answer, and the library did not hear."""
 _MEMORY = re.compile(r"Total (Weights|Activation) Memory: (\d+) bytes|Max Scratch Memory: (\d+) bytes")
@@ -76,12 +79,12 @@ class Build:
         part.replace(order.engine)
         return self._answer("built")
 
-    def tell(self, phase: str, done: int, steps: int) -> bool:
+    def tell(self, progress: Progress) -> bool:
         """Pass on how far it is, a few times a second; False ends the build."""
         now_s = time.monotonic()
         if now_s - self._told_s >= _PROGRESS_EVERY_S:
             self._told_s = now_s
-            self._write("progress", Progress(phase=phase, done=done, steps=steps))
+            self._write("progress", progress)
         return not self.cancelled.is_set()
 
     def sweep(self) -> None:
@@ -129,28 +132,29 @@ def _monitor(library: Any, build: Build) -> Any:
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]  # as above
         def __init__(self) -> None:
             library.IProgressMonitor.__init__(self)
-            self._steps: dict[str, int] = {}
+            self._phases = Phases()
 
-        def phase_start(self, phase: str, _parent: str | None, steps: int) -> None:
-            self._steps[phase] = steps
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self._phases.start(phase, parent, steps)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            return build.tell(phase, step + 1, self._steps.get(phase, 0))
+            done, steps = self._phases.step(phase, step)
+            return build.tell(Progress(phase=phase, done=done, steps=steps, share=self._phases.share))
 
         def phase_finish(self, phase: str) -> None:
-            self._steps.pop(phase, None)
+            self._phases.finish(phase)
 
     return Monitor()
 
 
 def _aim(library: Library, config: BuilderConfig, gpus: tuple[str, ...]) -> None:
-    """Name the GPUs: where none is named, RTX takes models for all that some of them cannot run."""
+    """Name the GPUs, or the one that is here: where none is named, RTX takes models for all that some of them cannot run."""
     capabilities = getattr(library, "ComputeCapability", None)
-    if not gpus or capabilities is None:
-        return
-    rtx = cast("RtxConfig", config)
-    rtx.num_compute_capabilities = len(gpus)
-    for index, gpu in enumerate(gpus):
+    if capabilities is None:
+        return  # TensorRT builds for the GPU that is here
+    rtx, named = cast("RtxConfig", config), gpus or (_HERE,)
+    rtx.num_compute_capabilities = len(named)
+    for index, gpu in enumerate(named):
         rtx.set_compute_capability(getattr(capabilities, gpu), index)
 
 

@@ -39,11 +39,12 @@ def partial_of(engine: Path) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far one phase of the build is."""
+    """How far one phase of the build is, and which ``share`` (0 to 1) of the whole; see ``phases``."""
 
     phase: str
     done: int
     steps: int
+    share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from edgeopt.runtimes.trt import build, coverage, preflight
 from edgeopt.runtimes.trt import flavours as known
 from edgeopt.runtimes.trt.flavours import Flavour
 from edgeopt.runtimes.trt.key import engine_key
-from edgeopt.runtimes.trt.order import Answer, Order, Range
+from edgeopt.runtimes.trt.order import Answer, Order, Progress, Range
 from edgeopt.runtimes.trt.profiles import Shapes, profile
 
 if TYPE_CHECKING:
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 CAPABILITIES = (7.5, 8.0, 8.6, 8.9, 12.0, 12.1)
 """What RTX 1.7 builds for."""
+BUILD_LIMIT_S = 1800.0
+"""For one engine, where nothing says otherwise: TensorRT times kernels while it builds, minutes on a small board."""
+_BOARDS = ("aarch64", "arm64")
+_WORKSPACE_SHARE = 0.5
+"""Of the memory that a board's GPU shares with everything else: the rest serves the one that is published."""
 
 
 class TensorRt:
@@ -42,7 +47,7 @@ class TensorRt:
         flavour: Flavour = known.TENSORRT,
         *,
         profiles: Sequence[Sequence[Range]] = (),
-        limit_s: float = 1800.0,
+        limit_s: float = BUILD_LIMIT_S,
         on_progress: build.OnProgress = lambda _progress: None,
     ) -> None:
         self._flavour = flavour
@@ -82,6 +87,14 @@ class TensorRt:
             on_progress=self._on_progress,
         )
 
+    def under(self, *, limit_s: float, tell: Callable[[float, str], None]) -> TensorRt:
+        """The same runtime with ``limit_s`` for each build, which tells ``tell`` how far it is: a share and a few words."""
+
+        def on_progress(progress: Progress) -> None:
+            tell(progress.share, f"engine: {progress.phase}, {progress.done} of {progress.steps}")
+
+        return TensorRt(self._flavour, profiles=self._profiles, limit_s=limit_s, on_progress=on_progress)
+
     def load(self) -> None:
         """Import the library."""
         importlib.import_module(self._module())
@@ -97,6 +110,7 @@ class TensorRt:
             engine=str(model.with_name(ENGINE_FILE)),
             gpus=tuple(gpu_name(value) for value in target.compute_capability),
             profiles=self._profiles,
+            workspace_bytes=self._workspace_bytes(target),
         )
         started_s = time.monotonic()
         try:
@@ -150,6 +164,11 @@ class TensorRt:
         if module is None:
             raise CompileFailed(f"{self.name} is not installed here", hint=f"Run {self._flavour.install}.")
         return module
+
+    def _workspace_bytes(self, target: Target) -> int:
+        """For scratch memory of kernels; 0, all that the GPU has, where it has its own, and for RTX, which picks kernels on the device."""
+        shared = self._flavour.needs_gpu and target.arch in _BOARDS
+        return int(_WORKSPACE_SHARE * target.memory_bytes) if shared else 0
 
     def _device(self, target: Target) -> str:
         """TensorRT's engines are for the very device they were built on; RTX's only for the GPUs they name."""

@@ -186,6 +186,13 @@ def gpu_names(*, host: Host = THIS_HOST) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def gpu_nodes(*, host: Host = THIS_HOST) -> tuple[Path, ...]:
+    """What a process opens that uses an NVIDIA GPU here: device files of the driver, on cards and on boards."""
+    kinds = ("nvidia*", "nvidia-caps/*", "nvhost-*", "nvmap", "nvgpu/**/*", "nvsciipc")
+    found = {node for kind in kinds for node in host.dev.glob(kind) if not node.is_dir()}
+    return tuple(sorted(found)) if gpu_present(host=host) else ()
+
+
 def _processors(host: Host) -> Iterator[dict[str, str]]:
     """The blocks of /proc/cpuinfo, keys in lower case."""
     for block in _read(host.proc / "cpuinfo").split("\n\n"):

@@ -13,7 +13,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from edgeopt import wire
+from edgeopt import device, wire
 from edgeopt.errors import EdgeoptError, OutOfMemory, StorageFault, WorkerCrashed
 from edgeopt.layout import BUNDLE_FORMAT, JobFolder
 from edgeopt.records import Event, JobOrder
@@ -70,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _work(folder: JobFolder, cache: Path, emit: EventPipe) -> int:
     order = wire.loads(JobOrder, folder.order.read_bytes())
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    report = sandbox.apply(read=[folder.root], write=[folder.work, folder.out, cache], limits=order.limits)
+    write = [folder.work, folder.out, cache]
+    report = sandbox.apply(read=[folder.root], write=write, limits=order.limits, gpu=_gpu(order))
     for note in report.notes:
         emit(Event(kind="note", fields={"text": note}))
     # after the sandbox: from here on a hostile model may be in charge
@@ -82,6 +83,12 @@ def _work(folder: JobFolder, cache: Path, emit: EventPipe) -> int:
     verdict = run(order, folder, cache, emit)
     emit(Event(kind="finished", fields={"reason": verdict.reason}))
     return 0
+
+
+def _gpu(order: JobOrder) -> tuple[Path, ...]:
+    """The GPU's device files, for a job that may run there: by its policy, or by the job file, which is read in the sandbox."""
+    may = order.policy.target.name.startswith("tensorrt") or order.files.job_file is not None
+    return device.gpu_nodes() if may else ()
 
 
 def _unforeseen(error: Exception) -> EdgeoptError:

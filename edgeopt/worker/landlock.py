@@ -29,6 +29,8 @@ READ = _READ_FILE | _READ_DIR
 READ_AND_EXECUTE = READ | _EXECUTE
 LIST = _READ_DIR
 DEVICE = _READ_FILE | _WRITE_FILE
+TALK_TO_DEVICE = DEVICE | _IOCTL_DEV
+"""A driver's door: everything that it does goes through ioctl."""
 _NET_TCP = 0b11
 _SCOPES = 0b11
 

@@ -52,20 +52,23 @@ class SandboxReport:
     notes: tuple[str, ...] = ()
 
 
-def apply(*, read: Sequence[Path], write: Sequence[Path], limits: WorkerLimits) -> SandboxReport:
+def apply(
+    *, read: Sequence[Path], write: Sequence[Path], limits: WorkerLimits, gpu: Sequence[Path] = ()
+) -> SandboxReport:
     """Confine this process and all it starts; once, from the main thread, before anything heavy is imported.
 
     ``read`` and ``write`` are files or folders (with all below); what may be written may be read. The first of
-    ``write`` also gets the private TMPDIR. Mode ``off`` still sets the limits on resources, ``required`` raises
+    ``write`` also gets the private TMPDIR. ``gpu`` are a driver's device files, for a job that runs on it: CUDA reserves far more
+    addresses than there is memory, so such a job has no limit of those. Mode ``off`` still sets the limits on resources, ``required`` raises
     :class:`~edgeopt.errors.EnvironmentFault` where the kernel cannot confine files, ``auto`` says so in the notes.
     """
-    notes = [*_limit_resources(limits), *_become_expendable(limits.nice), *_die_with_parent()]
+    notes = [*_limit_resources(limits, addresses=not gpu), *_become_expendable(limits.nice), *_die_with_parent()]
     if limits.sandbox == "off":
         return SandboxReport(mode="off", notes=(*notes, "the sandbox is switched off by limits.sandbox"))
     if write:
         _use_private_temporary_folder(write[0])
     version = landlock.abi()
-    reason = _confine_files(read, write, version)
+    reason = _confine_files([*_rules(read, write, version), *_doors(gpu)], version)
     if reason and limits.sandbox == "required":
         raise EnvironmentFault(
             f"limits.sandbox is required, but {reason}",
@@ -109,11 +112,16 @@ def _rules(read: Sequence[Path], write: Sequence[Path], version: int) -> Iterato
         yield path, landlock.write_rights(version)
 
 
+def _doors(gpu: Sequence[Path]) -> Iterator[tuple[Path, int]]:
+    for path in gpu:
+        yield path, landlock.TALK_TO_DEVICE
+
+
 def _package_folder() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
-def _confine_files(read: Sequence[Path], write: Sequence[Path], version: int) -> str | None:
+def _confine_files(rules: Sequence[tuple[Path, int]], version: int) -> str | None:
     """Why files are not confined; None where they are."""
     if version == 0:
         return "this kernel has no Landlock, so files are not confined"
@@ -122,7 +130,7 @@ def _confine_files(read: Sequence[Path], write: Sequence[Path], version: int) ->
         return f"{threads} threads run already, and those that run stay outside of the fence"
     try:
         privileges.no_new_privileges()
-        landlock.restrict(_rules(read, write, version), version=version)
+        landlock.restrict(rules, version=version)
     except OSError as error:
         return f"the kernel refused to confine files: {error}"
     return None
@@ -141,7 +149,7 @@ def _filter_system_calls(*, files_confined: bool) -> tuple[bool, list[str]]:
     return filtered, notes
 
 
-def _limit_resources(limits: WorkerLimits) -> list[str]:
+def _limit_resources(limits: WorkerLimits, *, addresses: bool = True) -> list[str]:
     wanted = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: _OPEN_FILES,
@@ -152,7 +160,8 @@ def _limit_resources(limits: WorkerLimits) -> list[str]:
     if limits.memory_bytes > 0:
         # a little above the supervisor's own cap, which looks at resident memory and gives the better reason
         wanted[resource.RLIMIT_DATA] = limits.memory_bytes + _STACK_BYTES
-        wanted[resource.RLIMIT_AS] = limits.memory_bytes + _RESERVED_BYTES
+        if addresses:
+            wanted[resource.RLIMIT_AS] = limits.memory_bytes + _RESERVED_BYTES
     notes = []
     for kind, value in wanted.items():
         _, hard = resource.getrlimit(kind)

@@ -187,6 +187,21 @@ def test_mode_off_still_limits_resources() -> None:
     assert done.stderr.strip().endswith("MemoryError")
 
 
+@pytest.mark.skipif(landlock.abi() == 0, reason="needs Landlock")
+@pytest.mark.parametrize("given", [True, False])
+def test_drivers_door_opens_only_for_a_job_that_was_given_it(given: bool) -> None:
+    # a terminal's master stands in for a GPU's device file: a driver that answers ioctl
+    code = f"""
+import fcntl, os, resource, termios
+import edgeopt.worker.sandbox as s; from edgeopt.records import WorkerLimits; from pathlib import Path
+s.apply(read=[], write=[], limits=WorkerLimits(memory_bytes=1 << 32), gpu=[Path("/dev/ptmx")] if {given} else [])
+print(resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY)
+fcntl.ioctl(os.open("/dev/ptmx", os.O_RDWR), termios.TIOCGPTN, bytes(4))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert ("PermissionError" not in done.stderr, done.stdout.strip()) == (given, str(given))
+
+
 def test_worker_dies_with_the_process_that_started_it() -> None:
     inner = (
         "import edgeopt.worker.sandbox as s, time, os; from edgeopt.records import WorkerLimits\n"

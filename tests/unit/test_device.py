@@ -167,12 +167,19 @@ def test_gpu_shows_by_its_driver(tmp_path: Path, node: str) -> None:
     assert device.gpu_present(host=host(tmp_path, {node: ""}))
 
 
+def test_gpus_device_files_are_those_of_its_driver(tmp_path: Path) -> None:
+    nodes = ["dev/nvidia0", "dev/nvidiactl", "dev/nvidia-uvm", "dev/nvidia-caps/nvidia-cap1", "dev/nvmap", "dev/sda"]
+    found = device.gpu_nodes(host=host(tmp_path, dict.fromkeys(nodes, "")))
+    assert {str(node.relative_to(tmp_path)) for node in found} == set(nodes) - {"dev/sda"}
+
+
 def test_device_that_shows_nothing_is_unknown_and_no_error(tmp_path: Path) -> None:
     there = host(tmp_path, {"proc/loadavg": "garbled"}, machine="riscv64", processors=1)
     target = device.detect(TargetRequest(), host=there)
     assert (target.name, target.device, target.features, target.threads) == ("cpu", "riscv64", (), 1)
     assert (target.memory_bytes, device.temperature_c(host=there), device.load_1min(host=there)) == (0, None, 0.0)
     assert not device.gpu_present(host=there)
+    assert device.gpu_nodes(host=there) == ()
 
 
 def test_this_machine_is_described() -> None:

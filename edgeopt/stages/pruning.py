@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,10 +39,10 @@ TECHNIQUE = "prune_channels"
 CLEAN_UP = ("tidy", "fold_batch_norm")
 _DEEPEST = 0.5
 """Share of a family that may go at most: beyond it the ranking costs more than such a candidate is worth."""
-_LEAST, _MOST = 0.1, 0.6
+LEAST, MOST = 0.1, 0.6
 """Shares of the layers' cost that pruning may be asked to save: less is not worth the minutes that it takes."""
 _BISECTIONS = 5
-_MARGIN = 0.8
+MARGIN = 0.8
 """The calibration samples must be served better than the budget, for the eval samples will be a little worse."""
 _WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (0, 1), "LSTM": (1, 2), "GRU": (1, 2)}
 """Where the inputs lie whose size decides what the layer costs."""
@@ -104,7 +104,7 @@ class Pruning:
             found = self.rehearsal.quality(recipe)
         except CandidateError as error:
             return f"{error.code}: {error.message}"
-        if found.ci95[1] <= _MARGIN * self.bench.goal.max_drop:
+        if found.ci95[1] <= MARGIN * self.bench.goal.max_drop:
             return None
         return f"not timed: {found.metric} may drop by up to {found.ci95[1]:.3g} on {found.samples} calibration samples"
 
@@ -133,27 +133,33 @@ def search(
     refuse: Callable[[Recipe, str], Trial],
     *,
     deadline_s: float,
-) -> Iterator[Trial]:
-    """Trials, the furthest that rehearses right first, or one refused by ``refuse``; ends at ``deadline_s`` (monotonic)."""
-    least = pruning.recipe(_LEAST)
+) -> Generator[Trial, None, float | None]:
+    """Trials, the furthest that rehearses right first, or one refused by ``refuse``; ends at ``deadline_s`` (monotonic).
+
+    Returns the share that came out right on the eval samples too; None where none did.
+    """
+    least = pruning.recipe(LEAST)
     if least is None:
-        return
+        return None
     if reason := pruning.shortcoming(least):
         yield refuse(least, reason)
-        return
+        return None
     share = _furthest(pruning, deadline_s)
     for _ in range(_RETRIES):
         # owed even when the rehearsals took all the time
         trial = attempt_one(pruning.recipe(share) or least)
         yield trial
-        if share <= _LEAST or _is_within(trial, pruning.bench) or time.monotonic() > deadline_s:
-            return
-        share = max(_LEAST, share * _STEP_BACK)
+        if _is_within(trial, pruning.bench):
+            return share
+        if share <= LEAST or time.monotonic() > deadline_s:
+            break
+        share = max(LEAST, share * _STEP_BACK)
+    return None
 
 
 def _furthest(pruning: Pruning, deadline_s: float) -> float:
-    """The largest share that rehearses right, to a bisection's width; ``_LEAST`` is known to."""
-    low, high = _LEAST, _MOST
+    """The largest share that rehearses right, to a bisection's width; ``LEAST`` is known to."""
+    low, high = LEAST, MOST
     for _ in range(_BISECTIONS):
         if time.monotonic() > deadline_s:
             break

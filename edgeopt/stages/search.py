@@ -1,4 +1,4 @@
-"""Try candidates in order until the budget ends: the planned recipes, repairs of what came close, then pruning of the best.
+"""Try candidates in order until the budget ends: the planned recipes, repairs of what came close, pruning of the best, then distillation.
 
 Each attempt goes through the cache, so a restart goes on after the last finished trial. The first recipe is always
 tried: without it there would be no cleaned-up original to fall back on.
@@ -13,7 +13,7 @@ from functools import partial
 from edgeopt import records, wire
 from edgeopt.errors import CandidateError, CompileFailed, MeasureFailed, PassFailed
 from edgeopt.records import Event, Recipe, Step, Trial
-from edgeopt.stages import attempt, contest, mixed, pruning
+from edgeopt.stages import attempt, contest, mixed, pruning, recovery
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.cache import CandidateCache
 from edgeopt.stages.events import staged
@@ -26,6 +26,10 @@ _FAILURES = ("unexpected: ", *(f"{error.code}: " for error in _ERRORS))
 
 _PLANNED_SHARE = 0.7
 """Of the budget, for the planned recipes: what is found out by measuring must get its turn too."""
+_TEACHING_SHARE = 0.3
+"""Of the budget, for a training that was not asked for."""
+_FOR_TRAINING = 0.85
+"""Of the time that is left: what was taught has to be measured as well."""
 _PRUNING_SHARE = 0.3
 """Of the budget, for pruning: on lean networks it gains a few percent, and somebody waits for the version."""
 
@@ -52,6 +56,8 @@ class Search:
         self._started_s = clock()
         self._tried = 0
         self._planned = 0
+        self._further: recovery.Lesson | None = None
+        """What pruning would go on with if distillation stood behind it."""
 
     def run(self, recipes: Iterable[Recipe]) -> list[Trial]:
         """Trials of the planned recipes and of the repairs that they call for."""
@@ -66,6 +72,7 @@ class Search:
             if self._clock() < deadline_s:
                 trials.extend(mixed.search(base, rehearsal, self._attempt, deadline_s=deadline_s))
         trials.extend(self._pruned(trials, rehearsal, deadline_s))
+        trials.extend(self._taught(trials, rehearsal, deadline_s))
         return trials
 
     def _may_prune(self) -> bool:
@@ -88,9 +95,31 @@ class Search:
                 reason = f"{error.code}: {error.message}"
             else:
                 latest_s = min(deadline_s, started_s + _PRUNING_SHARE * self._budget_s)
-                yield from pruning.search(prepared, self._attempt, self._lost, deadline_s=latest_s)
+                reached = yield from pruning.search(prepared, self._attempt, self._lost, deadline_s=latest_s)
+                self._further = recovery.pruned_further(prepared, reached)
                 return
         yield self._lost(Recipe(steps=(*pruning.clean_up(base), Step.of(pruning.TECHNIQUE))), reason)
+
+    def _taught(self, trials: Sequence[Trial], rehearsal: Rehearsal, deadline_s: float) -> Iterator[Trial]:
+        """Trials with distillation in them, in the time that is left: int8 that just missed, then pruning that goes further."""
+        if self._techniques.distill != "auto" or recovery.refusal(self._bench) is not None:
+            return
+        lessons = recovery.near_misses(trials, self._bench)
+        lessons += [self._further] if self._further is not None else []
+        doors = recovery.Doors(
+            attempt=self._attempt,
+            refuse=self._lost,
+            known=lambda recipe: self._cache.find(recipe) is not None,
+            begin=lambda recipe: self._show(recipe, self._tried + 1),
+            clock=self._clock,
+        )
+        for number, lesson in enumerate(lessons):
+            enough = self._trials is not None and self._tried >= self._trials
+            left_s = min(_FOR_TRAINING * (deadline_s - self._clock()), _TEACHING_SHARE * self._budget_s)
+            if enough or left_s <= 0:
+                return
+            latest_s = self._clock() + left_s / (len(lessons) - number)
+            yield from recovery.teach(lesson, rehearsal, doors, deadline_s=latest_s)
 
     def fixed(self, recipes: Iterable[Recipe]) -> list[Trial]:
         """Trials of these recipes and no others."""
@@ -120,9 +149,7 @@ class Search:
     def _attempt(self, recipe: Recipe) -> Trial:
         over = self._is_over()
         self._tried += 1
-        self._planned = max(self._planned, self._tried)
-        self._progress(recipe, 0.0, "")
-        self._bench.evidence.progress = partial(self._progress, recipe)
+        self._show(recipe, self._tried)
         trial = self._cache.find(recipe)
         self._bench.emit(Event(kind="cache", fields={"result": "hit" if trial else "miss"}))
         if trial is None:
@@ -136,11 +163,17 @@ class Search:
         self._tell(trial)
         return trial
 
-    def _progress(self, recipe: Recipe, share: float, words: str) -> None:
+    def _show(self, recipe: Recipe, number: int) -> None:
+        """From here on passes tell how far they are under the name of ``recipe``."""
+        self._planned = max(self._planned, number)
+        self._progress(recipe, number, 0.0, "")
+        self._bench.evidence.progress = partial(self._progress, recipe, number)
+
+    def _progress(self, recipe: Recipe, number: int, share: float, words: str) -> None:
         """Say how far the trial of ``recipe`` is; a pass that goes on for long calls it with its own share and words."""
         fields = {
-            "ratio": (self._tried - 1 + share) / self._planned,
-            "trial": self._tried,
+            "ratio": (number - 1 + share) / self._planned,
+            "trial": number,
             "trials": self._planned,
             "text": f"{recipe.label}: {words}" if words else recipe.label,
         }

@@ -34,7 +34,7 @@ def _search(tmp_path, *, seconds: float = 1.0, budget_s: float = 100.0):
         emit=events.append,
         goal=records.Goal(),
     )
-    techniques = records.Techniques(prune="off")
+    techniques = records.Techniques(prune="off", distill="off")
     limits = records.Search(budget_s=budget_s)
     search = Search(bench, CandidateCache(tmp_path, {}), limits, techniques=techniques, clock=lambda: clock[0])
     return search, failing, events

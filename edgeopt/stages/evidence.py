@@ -6,6 +6,7 @@ through the pass.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,10 +71,11 @@ class CalibrationEvidence:
 
     def run(self, model: Model, inputs: Iterable[Feeds], names: Sequence[str]) -> Iterator[dict[str, Array]]:
         """Values of ``model``'s main graph for any ``inputs``; :class:`PassFailed` where one is not in the graph."""
-        file = self.folder / "observed" / "model.onnx"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save.save(_with_outputs(model, names), file)
-        yield from self.observer(file, inputs, names)
+        # A folder of its own: the inputs may come out of another model that is run at the same time.
+        with tempfile.TemporaryDirectory(prefix="observed-", dir=self.folder) as folder:
+            file = Path(folder) / "model.onnx"
+            save.save(_with_outputs(model, names), file)
+            yield from self.observer(file, inputs, names)
 
 
 def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:

@@ -1,9 +1,8 @@
 """Which layers a quantization hurts, and what each costs on this device: measured, one layer at a time.
 
-Stands before ``mixed``. For each group of layers a model is made in which only that group is quantized, and run through
-the target's own kernels on a few calibration samples: the noise at the model's outputs is the group's damage. Simulating the
-rounding in float would miss what saturating kernels do. The cost of keeping a group in float is the time that the
-original spends in it.
+Stands before ``mixed``. Each group of layers alone is quantized and run through the target's own kernels on a few calibration samples:
+the noise that comes out at the model's outputs is the group's damage (``noises``). Simulating the rounding in float would miss
+what saturating kernels do. The cost of keeping a group in float is the time that the original spends in it.
 """
 
 from __future__ import annotations
@@ -13,20 +12,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgeopt.graph import quantizable
+from edgeopt.graph import apart, quantizable
 from edgeopt.protocols import Evidence, Quantizer
-from edgeopt.records import Scalar, Step
-from edgeopt.stages.judges import noise_and_signal
+from edgeopt.records import Step
+from edgeopt.stages import noises
+from edgeopt.stages.noises import Damage
 
 if TYPE_CHECKING:
     from edgeopt.protocols import Model
 
-MOST_GROUPS = 40
+MOST_GROUPS = 96
+"""Beyond it neighbours share a group, and errors that they have in common count twice."""
+_MOST_ALONE = 40
+"""A group that cannot be taken apart costs a whole model."""
 _SMALLEST_SHARE = 1 / 64
 _FUSED_SUFFIXES = ("/", "_", ":")
 
@@ -38,6 +40,8 @@ class Group:
     layers: tuple[str, ...]
     damage: float
     """Noise-to-signal power at the worst output when only this group is quantized."""
+    noise: float = 0.0
+    """The same at the group's own worst layer; 0 where it could not be looked at."""
     share: float
     """Its share of the layers' time, rounded to a power of two so that clocks do not decide ties."""
 
@@ -63,16 +67,55 @@ def groups(
     :class:`~edgeopt.errors.PassFailed` where the step cannot be applied.
     """
     layers = quantizer.layers(model)
-    names = [str(output.name) for output in model.graph.outputs]
-    original = [list(outputs.values()) for outputs in evidence.observe(model, names)]
     costs = shares(layer_seconds(model, layers, seconds))
-    found = []
-    for members in together(layers):
-        changed = quantizer.apply(model, _only(step, members, layers), evidence)
-        outputs = [list(outputs.values()) for outputs in evidence.observe(changed, names)]
-        share = sum(costs[name] for name in members)
-        found.append(Group(layers=members, damage=damage(original, outputs), share=share))
-    return found
+    members = _members(model, layers)
+    share = [sum(costs[name] for name in group) for group in members]
+    found = _together(model, step, quantizer, evidence, members=members, share=share)
+    for index in set(range(len(members))) - set(found):
+        found[index] = _alone(model, step, quantizer, evidence, members=members[index])
+    return [
+        Group(layers=group, damage=found[index].at_outputs, noise=found[index].at_layers, share=share[index])
+        for index, group in enumerate(members)
+    ]
+
+
+def _members(model: Model, layers: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every layer a group where all can be looked at in one go, fewer groups where each costs a whole model."""
+    at_once = len(apart.pieces(model, set(layers))) == len(layers)
+    return together(layers, MOST_GROUPS if at_once else _MOST_ALONE)
+
+
+def _together(  # noqa: PLR0913 - what is measured, on what, and what it costs
+    model: Model,
+    step: Step,
+    quantizer: Quantizer,
+    evidence: Evidence,
+    *,
+    members: Sequence[tuple[str, ...]],
+    share: Sequence[float],
+) -> dict[int, Damage]:
+    """The damage of each group whose layers can be taken apart, all measured in one go; by the group's index."""
+    pieces = {piece.layer: piece for piece in apart.pieces(model, {name for group in members for name in group})}
+    whole = [index for index, group in enumerate(members) if all(name in pieces for name in group)]
+    if not whole:
+        return {}
+    found = [[pieces[name] for name in members[index]] for index in whole]
+    settings = dict(skipping(step, []).settings)
+    damages = noises.measured(
+        model,
+        found,
+        lambda layers, seen: quantizer.apply(layers, settings, seen),
+        evidence,
+        shares=[share[index] for index in whole],
+    )
+    return dict(zip(whole, damages, strict=True))
+
+
+def _alone(model: Model, step: Step, quantizer: Quantizer, evidence: Evidence, *, members: tuple[str, ...]) -> Damage:
+    """The damage of one group in the whole model: for layers in bodies of If and Loop, and for fused ones."""
+    rest = [name for name in quantizer.layers(model) if name not in set(members)]
+    changed = quantizer.apply(model, dict(skipping(step, rest).settings), evidence)
+    return noises.between(model, changed, evidence)
 
 
 def skipping(step: Step, layers: Sequence[str]) -> Step:
@@ -89,29 +132,6 @@ def shares(seconds: Mapping[str, float]) -> dict[str, float]:
 
 def _power_of_two(share: float) -> float:
     return max(_SMALLEST_SHARE, 2.0 ** round(math.log2(share))) if share > 0 else _SMALLEST_SHARE
-
-
-def _only(step: Step, members: Sequence[str], layers: Sequence[str]) -> dict[str, Scalar]:
-    rest = [name for name in layers if name not in set(members)]
-    return dict(skipping(step, rest).settings)
-
-
-def damage(original: Sequence[Sequence[NDArray[Any]]], changed: Sequence[Sequence[NDArray[Any]]]) -> float:
-    """Noise over signal power, summed over the samples, of the worst floating-point output."""
-    worst = 0.0
-    for index in range(len(original[0])):
-        if original[0][index].dtype.kind != "f":
-            continue
-        pairs = [_noise(first[index], second[index]) for first, second in zip(original, changed, strict=True)]
-        noise, signal = np.sum(pairs, axis=0)
-        worst = max(worst, float(noise / signal) if signal > 0 else float(noise > 0))
-    return worst if math.isfinite(worst) else math.inf
-
-
-def _noise(original: NDArray[Any], changed: NDArray[Any]) -> tuple[float, float]:
-    if original.shape != changed.shape:
-        return noise_and_signal(original, np.zeros_like(original))
-    return noise_and_signal(original, changed)
 
 
 def layer_seconds(model: Model, layers: Sequence[str], seconds: Mapping[str, float]) -> dict[str, float]:

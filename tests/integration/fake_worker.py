@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -32,9 +33,10 @@ class Worker:
         self.say("failed", code=code, message=f"it is {code}", hint="Mend it.", stage="ingest", disposition=disposition)
         return 1
 
-    def publishable(self, sha256: str | None = None) -> None:
+    def publishable(self, sha256: str | None = None, data: bytes | None = None, **artifact: object) -> None:
         source = self.order["source"]
-        data = b"optimized " + (self.job / "input" / self.order["files"]["model"]).read_bytes()
+        if data is None:
+            data = b"optimized " + self.model()
         out = self.job / "out"
         (out / "model.onnx").write_bytes(data)
         (out / "report.html").write_text("<!doctype html><title>report</title>")
@@ -51,7 +53,8 @@ class Worker:
                 "runtime": "fake",
                 "runtime_version": "1",
                 "session": {},
-            },
+            }
+            | artifact,
             "goal": self.order["policy"]["goal"],
             "recipe": [],
             "result": {
@@ -65,6 +68,9 @@ class Worker:
         }
         (out / "manifest.json").write_text(json.dumps(manifest))
 
+    def model(self) -> bytes:
+        return (self.job / "input" / self.order["files"]["model"]).read_bytes()
+
     # ------------------------------------------------------------ behaviours
     def publish(self) -> int:
         for number, stage in enumerate(("ingest", "plan", "measure", "report")):
@@ -76,6 +82,25 @@ class Worker:
         self.publishable()
         self.say("finished", reason="it is faster")
         return 0
+
+    def genuine(self, data: bytes | None = None) -> int:
+        """Publishes a model that really runs, the dropped one, with the runtime that is installed here."""
+        session = {
+            "execution_mode": "sequential",
+            "graph_optimization_level": "all",
+            "inter_op_num_threads": 1,
+            "intra_op_num_threads": 1,
+        }
+        runtime = {"runtime": "onnxruntime", "runtime_version": version("onnxruntime"), "session": session}
+        self.say("stage", stage="measure")
+        time.sleep(0.5)
+        self.publishable(data=data or self.model(), **runtime)
+        self.say("finished", reason="it is as it was")
+        return 0
+
+    def broken(self) -> int:
+        """Publishes what no runtime opens."""
+        return self.genuine(b"this is no model")
 
     def slow(self) -> int:
         """Publishes after a second; the marker in the cache counts the starts."""

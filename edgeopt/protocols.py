@@ -148,8 +148,8 @@ class Runtime(Protocol):
     def node_seconds(self, model: Path, feeds: Feeds, *, threads: int) -> dict[str, float]:
         """Seconds that one inference spends in each node, by the name of the node or of what it was fused from."""
 
-    def node_bytes(self, model: Path, feeds: Feeds, *, threads: int) -> dict[str, int]:
-        """Bytes that one inference reads and writes in each node, by the same names."""
+    def node_bytes(self, artifact: Artifact, feeds: Feeds) -> dict[str, int]:
+        """Bytes that one inference reads and writes in each node, by the same names, with the artifact's own settings."""
 
     def observe(
         self, model: Path, samples: Iterable[Feeds], names: Sequence[str], *, threads: int

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeopt import device
 from edgeopt.errors import CompileFailed, MeasureFailed
 from edgeopt.integrity import model_files, sha256_of
 from edgeopt.records import Artifact, Recipe, Scalar, Signature, Target
@@ -108,11 +109,11 @@ class OnnxRuntime:
         """
         return _kernel_seconds(_profiled(model, feeds, {"intra_op_num_threads": threads}, runs=_PROFILED_RUNS))
 
-    def node_bytes(self, model: Path, feeds: Feeds, *, threads: int) -> dict[str, int]:
+    def node_bytes(self, artifact: Artifact, feeds: Feeds) -> dict[str, int]:
         """Bytes that one inference reads and writes in each node of the optimized graph: constants, inputs and outputs."""
         # a packed constant is the kernel's own and would no longer be counted
-        settings = {"intra_op_num_threads": threads, "keep_constants": True}
-        return _kernel_bytes(_profiled(model, feeds, settings, runs=1))
+        settings = {**dict(artifact.session), "keep_constants": True}
+        return _kernel_bytes(_profiled(Path(artifact.path), feeds, settings, runs=1))
 
     def observe(
         self, model: Path, samples: Iterable[Feeds], names: Sequence[str], *, threads: int
@@ -135,8 +136,11 @@ class OnnxRuntime:
 
 def session_settings(target: Target) -> tuple[tuple[str, Scalar], ...]:
     """The settings an artifact for ``target`` is measured and served with, sorted by name."""
+    # elsewhere than on ARM, int8 activations would be fused to no integer kernel: the graph would not be the one that ARM runs
+    signed = (("fuse_int8_activations", True),) if target.name == "arm" and not device.is_here(target) else ()
     return (
         ("execution_mode", "sequential"),
+        *signed,
         ("graph_optimization_level", "all"),
         ("inter_op_num_threads", 1),
         ("intra_op_num_threads", target.threads),
@@ -165,6 +169,8 @@ def _start(model: Path, settings: Mapping[str, Scalar]) -> Any:
     if prefix := settings.get("profile_prefix"):
         options.enable_profiling = True
         options.profile_file_prefix = str(prefix)
+    if settings.get("fuse_int8_activations"):
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
     if settings.get("keep_constants"):
         options.add_session_config_entry("session.disable_prepacking", "1")
     options.intra_op_num_threads = int(settings.get("intra_op_num_threads", 0))

@@ -10,7 +10,6 @@ unverified for its device all the same.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from edgeopt.records import Artifact, Interval, Latency, Measurement, Quality, Recipe, Trial
 from edgeopt.stages import quality
@@ -47,8 +46,7 @@ def _examined(artifact: Artifact, bench: Workbench, original_traffic_bytes: int)
 
 
 def _traffic_bytes(artifact: Artifact, bench: Workbench) -> int:
-    moved = bench.runtime.node_bytes(Path(artifact.path), bench.timed, threads=bench.target.threads)
-    return sum(moved.values())
+    return sum(bench.runtime.node_bytes(artifact, bench.timed).values())
 
 
 def _unmeasured(

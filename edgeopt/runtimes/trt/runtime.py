@@ -147,9 +147,9 @@ class TensorRt:
         del model, feeds, threads
         raise MeasureFailed(f"{self.name} does not tell the seconds of a node")
 
-    def node_bytes(self, model: Path, feeds: Feeds, *, threads: int) -> dict[str, int]:
+    def node_bytes(self, artifact: Artifact, feeds: Feeds) -> dict[str, int]:
         """Not told by node; raises :class:`~edgeopt.errors.MeasureFailed`. The whole is in ``EngineFacts.traffic_bytes``."""
-        del model, feeds, threads
+        del artifact, feeds
         raise MeasureFailed(f"{self.name} does not tell the bytes of a node")
 
     def observe(

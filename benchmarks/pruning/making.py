@@ -62,6 +62,16 @@ def distilled(question: Question, subject: Subject, lesson: Lesson) -> Made:
     return _taught("refitted", question, subject, lesson)
 
 
+def refitted_apart(question: Question, subject: Subject, _lesson: Lesson) -> Made:
+    """The readers' weights by least squares on the samples that teaching trains on: those that judge the teaching are new to the student."""
+    return _pruned(question, replace(subject, evidence=subject.training_evidence()), is_refitted=True)
+
+
+def distilled_apart(question: Question, subject: Subject, lesson: Lesson) -> Made:
+    """The original teaches what that refit left, so that its gain is judged on samples that nothing was fitted to."""
+    return _taught("refitted apart", question, subject, lesson)
+
+
 def distilled_alone(question: Question, subject: Subject, lesson: Lesson) -> Made:
     """The original teaches what the removal left: no least squares."""
     return _taught("removed", question, subject, lesson)
@@ -71,9 +81,11 @@ METHODS: dict[str, Callable[[Question, Subject, Lesson], Made]] = {
     "removed": removed,
     "refitted": refitted,
     "distilled": distilled,
+    "refitted apart": refitted_apart,
+    "distilled apart": distilled_apart,
     "distilled alone": distilled_alone,
 }
-TAUGHT = ("distilled", "distilled alone")
+TAUGHT = ("distilled", "distilled apart", "distilled alone")
 
 
 def make(question: Question, subject: Subject, lesson: Lesson) -> Made:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +24,9 @@ import edgeopt
 from edgeopt.calibrate.shapes import observed_shapes
 from edgeopt.graph import groups, shrink
 from edgeopt.graph.groups import ChannelGroups
+from edgeopt.stages.data import Subset
 from edgeopt.stages.evidence import CalibrationEvidence
+from edgeopt.training.inputs import held_out
 
 DEMO = "digits"
 _SHIPPED = Path(edgeopt.__file__).parent / "demo"
@@ -72,6 +74,11 @@ class Subject:
         """The clean model with every constant its own, and what must go together in it."""
         own = shrink.unshared(self.corpus.clean)
         return own, groups.find(own, observed_shapes(own, self.evidence))
+
+    def training_evidence(self) -> CalibrationEvidence:
+        """Without the samples that distillation judges by."""
+        chosen, _ = held_out(self.evidence.sample_count)
+        return replace(self.evidence, calibration=Subset(self.corpus.calibration, list(chosen), "drop"), memo={})
 
     def made(self, question: Question) -> Path:
         return self.folder / "made" / f"{question.key}.onnx"

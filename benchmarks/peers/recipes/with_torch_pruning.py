@@ -40,18 +40,25 @@ class Graph(nn.Module):
         self.result = model.graph.output[-1].name
         self.layers = nn.ModuleList()
         self.layer_of: dict[str, nn.Module] = {}
+        self.biases = _biases(self.nodes, self.constants)
         for node in self.nodes:
-            if node.op_type in ("Conv", "Gemm") and node.input[1] in self.constants:
-                made = (_convolution if node.op_type == "Conv" else _linear)(node, self.constants)
+            if node.op_type in _LAYERS and node.input[1] in self.constants:
+                bias = self.constants[self.biases[node.output[0]]] if node.output[0] in self.biases else None
+                made = _LAYERS[node.op_type](node, self.constants, bias)
                 self.layer_of[node.input[1]] = made
                 self.layers.append(made)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         values: dict[str, Any] = dict(zip(self.names, inputs, strict=True))
         for node in self.nodes:
-            layer = self.layer_of.get(node.input[1]) if node.op_type in ("Conv", "Gemm") else None
-            given = [self._read(values, name) for name in (node.input[:1] if layer else node.input)]
-            values[node.output[0]] = layer(*given) if layer else _OPERATORS[node.op_type](_settings(node), *given)
+            layer = self.layer_of.get(node.input[1]) if node.op_type in _LAYERS else None
+            is_bias = node.op_type == "Add" and any(self.biases.get(name) in node.input for name in node.input)
+            names = [name for name in node.input if name not in self.constants] if layer or is_bias else node.input
+            given = [self._read(values, name) for name in names]
+            if is_bias:  # in the layer already
+                values[node.output[0]] = given[0]
+            else:
+                values[node.output[0]] = layer(*given) if layer else _OPERATORS[node.op_type](_settings(node), *given)
         return values[self.result]
 
     def _read(self, values: dict[str, Any], name: str) -> Any:
@@ -64,7 +71,19 @@ def _settings(node: onnx.NodeProto) -> dict[str, Any]:
     return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
 
 
-def _convolution(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> nn.Conv2d:
+def _biases(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray]) -> dict[str, str]:
+    """The output of a MatMul with a weight to the bias that an Add puts behind it: one ``nn.Linear``."""
+    made = {node.output[0] for node in nodes if node.op_type == "MatMul" and node.input[1] in constants}
+    found = {}
+    for node in nodes:
+        if node.op_type == "Add":
+            of_layer = [name for name in node.input if name in made]
+            vectors = [name for name in node.input if name in constants and constants[name].ndim == 1]
+            found.update({of_layer[0]: vectors[0]} if of_layer and vectors else {})
+    return found
+
+
+def _convolution(node: onnx.NodeProto, constants: dict[str, np.ndarray], _bias: Any) -> nn.Conv2d:
     settings, weight = _settings(node), constants[node.input[1]]
     pads = list(settings.get("pads", [0, 0, 0, 0]))
     if pads[:2] != pads[2:]:
@@ -82,11 +101,14 @@ def _convolution(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> nn.C
     return _filled(made, weight, constants[node.input[2]] if len(node.input) > 2 else None)
 
 
-def _linear(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> nn.Linear:
+def _linear(node: onnx.NodeProto, constants: dict[str, np.ndarray], bias: np.ndarray | None) -> nn.Linear:
     weight = constants[node.input[1]]
     weight = weight if _settings(node).get("transB") else weight.T
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=len(node.input) > 2)
-    return _filled(made, weight, constants[node.input[2]] if len(node.input) > 2 else None)
+    bias = constants[node.input[2]] if len(node.input) > 2 else bias
+    return _filled(nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None), weight, bias)
+
+
+_LAYERS: dict[str, Any] = {"Conv": _convolution, "Gemm": _linear, "MatMul": _linear}
 
 
 def _filled(layer: Any, weight: np.ndarray, bias: np.ndarray | None) -> Any:
@@ -108,8 +130,23 @@ def _max_pool(settings: dict[str, Any], data: torch.Tensor) -> torch.Tensor:
 
 def _reshape(_settings: dict[str, Any], data: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
     target = [int(length) for length in shape]
+    if target[:2] == [0, 0]:  # heads are counted here, and some are to go
+        return data.reshape(*data.shape[:2], -1, *target[3:])
     # a flattened feature map has as many columns as channels are left, whatever the exporter wrote
     return data.flatten(1) if data.dim() == 4 and len(target) == 2 else data.reshape(target)
+
+
+def _unsqueeze(_settings: dict[str, Any], data: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
+    for axis in axes.reshape(-1).tolist():
+        data = data.unsqueeze(axis)
+    return data
+
+
+def _slice(_settings: dict[str, Any], data: torch.Tensor, *places_given: torch.Tensor) -> torch.Tensor:
+    start, end, axis = (int(each) for each in (*places_given, torch.tensor(0))[:3])
+    places = [slice(None)] * data.dim()
+    places[axis] = slice(start, end)
+    return data[tuple(places)]
 
 
 _OPERATORS: dict[str, Any] = {
@@ -127,9 +164,29 @@ _OPERATORS: dict[str, Any] = {
     "Concat": lambda _s, *parts: torch.cat(parts, _s["axis"]),
     "Flatten": lambda _s, a: a.flatten(_s.get("axis", 1)),
     "Reshape": _reshape,
-    "Shape": lambda _s, a: torch.tensor(a.shape),
-    "Gather": lambda _s, a, at: a[at] if at.dim() == 0 else a.index_select(_s.get("axis", 0), at),
-    "Unsqueeze": lambda _s, a, axes: a.unsqueeze(int(axes.reshape(-1)[0])),
+    "Shape": lambda _s, a: torch.tensor(a.shape)[_s.get("start", 0) : _s.get("end", a.dim())],
+    "Gather": lambda _s, a, at: a[at] if _s.get("axis", 0) == 0 else a.index_select(_s["axis"], at),
+    "Unsqueeze": _unsqueeze,
+    "Squeeze": lambda _s, a: a.squeeze(),
+    "Slice": _slice,
+    "Cast": lambda _s, a: a.to({1: torch.float32, 7: torch.int64, 9: torch.bool}[_s["to"]]),
+    "Range": lambda _s, start, end, by: torch.arange(int(start), int(end), int(by)),
+    "GreaterOrEqual": lambda _s, a, b: a >= b,
+    "And": lambda _s, a, b: a & b,
+    "Max": lambda _s, a, b: torch.maximum(a, b),
+    "Expand": lambda _s, a, shape: a * torch.ones([int(x) for x in shape], dtype=a.dtype),
+    "GatherND": lambda _s, a, at: a[tuple(at.unbind(-1))],
+    "LayerNormalization": lambda _s, a, scale, shift: functional.layer_norm(
+        a, scale.shape, scale, shift, _s["epsilon"]
+    ),
+    "Transpose": lambda _s, a: a.permute(_s["perm"]),
+    "MatMul": lambda _s, a, b: a @ b,
+    "Where": lambda _s, where, a, b: torch.where(where, a, b),
+    "IsNaN": lambda _s, a: a.isnan(),
+    "Div": lambda _s, a, b: a / b,
+    "Erf": lambda _s, a: a.erf(),
+    "ReduceSum": lambda _s, a, axes: a.sum(tuple(int(x) for x in axes), keepdim=bool(_s.get("keepdims", 1))),
+    "ReduceL2": lambda _s, a, axes: a.norm(dim=tuple(int(x) for x in axes), keepdim=bool(_s.get("keepdims", 1))),
     "Identity": lambda _s, a: a,
 }
 
@@ -156,12 +213,18 @@ def main() -> None:
     shares = {
         layer: (job["lose"][name] - 0.25) / _outputs(layer) for layer, name in names.items() if name in job["lose"]
     }
+    heads = {model.layer_of[name]: job["units"][each[0]] for each in job["heads"] for name in each}
+    of_heads = {model.layer_of[name]: shares[model.layer_of[each[0]]] for each in job["heads"] for name in each}
     pruner = torch_pruning.pruner.BasePruner(
         model,
         samples[0],
         importance(job["importance"], model, samples),
         pruning_ratio=0.0,
-        pruning_ratio_dict=shares,
+        pruning_ratio_dict={layer: share for layer, share in shares.items() if layer not in heads},
+        num_heads=heads,
+        prune_num_heads=bool(heads),
+        prune_head_dims=False,
+        head_pruning_ratio_dict=of_heads,
         ignored_layers=[layer for layer, name in names.items() if name not in job["ours"]],
         forward_fn=lambda graph, inputs: graph(*inputs),
     )

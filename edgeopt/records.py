@@ -54,6 +54,8 @@ class Signature:
     parameter_bytes: int = 0
     quantized: bool = False
     """The model already holds integer kernels or QDQ pairs."""
+    zeros: float = 0.0
+    """Share of the large float weights that is exactly zero: a model that was pruned before it was dropped."""
 
     def count(self, *operators: str) -> int:
         """How many nodes are of one of these operator types."""

@@ -107,6 +107,15 @@ def weights(graph: ir.Graph) -> list[Weight]:
     return list(found.values())
 
 
+def zeros(graph: ir.Graph) -> float:
+    """The share of all :func:`weights` that is exactly zero; 0 where there are none."""
+    nonzero = total = 0
+    for weight in weights(graph):
+        nonzero += int(np.count_nonzero(weight.array()))
+        total += weight.size
+    return 1 - nonzero / total if total else 0.0
+
+
 def _is_weight(value: ir.Value) -> bool:
     producer = value.producer()
     if value.is_graph_output() or (producer is not None and producer.op_type != "Constant"):

@@ -83,9 +83,8 @@ class PruneWeights:
             _check_form(model, evidence.target)
         own = edit.copy(model)
         found = _weights(own, scheme)
-        moments: dict[str, Moments] = {}
+        moments = _moments(model, scheme, evidence)
         if scheme.method == "sparsegpt":
-            moments = gram.collect(model, quantizable.layers(model.graph), evidence)
             found = [weight for weight in found if weight.name in moments]
         removals = _removals(found, scheme)
         made = [
@@ -112,6 +111,14 @@ class PruneWeights:
     def layers(self, model: Model) -> tuple[str, ...]:
         """Names of the layers that would be sparse by default, in graph order: what ``skip`` may list."""
         return tuple(quantizable.layer_name(weight.reader) for weight in _weights(model, SparseScheme()))
+
+
+def _moments(model: ir.Model, scheme: SparseScheme, evidence: Evidence) -> dict[str, Moments]:
+    """What removing and rounding are made good with: needed by sparsegpt, welcome where zeros are there and the rest is rounded."""
+    rounds = scheme.method == "found" and scheme.bits and evidence.sample_count
+    if scheme.method != "sparsegpt" and not rounds:
+        return {}
+    return gram.collect(model, quantizable.layers(model.graph), evidence)
 
 
 def _check_form(model: ir.Model, target: Target) -> None:
@@ -155,13 +162,14 @@ def _removals(found: list[Weight], scheme: SparseScheme) -> dict[str, Removal]:
 def _pruned(weight: Weight, removal: Removal, scheme: SparseScheme, moments: Moments | None) -> _Sparse | None:
     """The sparse weight; None where it misses the noise."""
     rows = weight.rows()
-    if moments is None:
+    kept: Mask | None
+    if scheme.method == "sparsegpt" and moments is not None:
+        kept, left = sparsify.reconstructed(rows, moments, removal)
+    else:
         kept = sparsify.found(rows, removal) if scheme.method == "found" else sparsify.magnitude(rows, removal)
         if kept is None:
             return None
         left = np.where(kept, rows, np.float32(0))
-    else:
-        kept, left = sparsify.reconstructed(rows, moments, removal)
     grid = None
     if scheme.bits:
         grid = _grid(left, kept, scheme.bits)

@@ -11,6 +11,7 @@ from collections import Counter
 import onnx_ir as ir
 
 from edgeopt.errors import UnsupportedModel
+from edgeopt.graph import compact
 from edgeopt.graph.tensors import parameter_bytes
 from edgeopt.records import Dim, Signature, TensorSpec
 from edgeopt.stages.states import find_states
@@ -46,6 +47,7 @@ def signature_of(model: ir.Model, *, format: str = "onnx") -> Signature:  # noqa
         states=find_states(inputs, outputs),
         parameter_bytes=parameter_bytes(model),
         quantized=any(_is_quantized(name) for name in operators),
+        zeros=compact.zeros(model.graph),
     )
 
 

@@ -79,6 +79,24 @@ def test_arm_gets_signed_activations() -> None:
     assert {dict(step.settings)["activation"] for step in static} == {"int8"}
 
 
+def _settings(plan, name: str) -> list[object]:
+    steps = [step for recipe in plan.recipes for step in recipe.steps if step.technique == "quantize_static"]
+    return list(dict.fromkeys(dict(step.settings)[name] for step in steps))
+
+
+def test_arm_without_dot_products_keeps_eight_bits_since_its_kernels_are_exact() -> None:
+    plan = _plan(target=replace(TARGET, name="arm", arch="aarch64", features=("asimd",)))
+    assert _settings(plan, "reduced_range") == [False]
+    assert "round_weights" not in _techniques(plan)
+
+
+def test_arm_with_matrix_instructions_also_tries_unsigned_codes_where_there_are_convolutions() -> None:
+    target = replace(TARGET, name="arm", arch="aarch64", features=("asimd", "asimddp", "i8mm"))
+    assert _settings(_plan(target=target), "activation") == ["uint8", "int8"]
+    matrices = replace(CNN, operators=(("MatMul", 3),))
+    assert _settings(_plan(matrices, target=target), "activation") == ["int8"]
+
+
 def test_quantization_can_be_switched_off_or_narrowed() -> None:
     off = _plan(policy=Policy(techniques=Techniques(quantize="off")))
     assert not any(name.startswith("quantize") for name in _techniques(off))
@@ -190,3 +208,17 @@ def test_engines_get_sparse_weights_in_place_alone_and_in_half_precision() -> No
     steps = _asked(Techniques(prune={"pattern": "2:4"}), replace(TARGET, name="tensorrt"))
     assert [[name for name, _ in each] for each in steps] == [["prune_weights"], ["prune_weights", "cast_fp16"]]
     assert all(each[0][1] == {"pattern": "2:4", "form": "dense"} for each in steps)
+
+
+def test_zeros_are_stored_as_a_mask_where_the_model_came_with_them_and_bytes_count() -> None:
+    pruned = replace(CNN, zeros=0.6)
+    passes = {**PASSES, "prune_weights": OpenPass("prune_weights")}
+
+    def sparse(signature: Signature, objective: str) -> list[dict[str, object]]:
+        plan = _plan(signature, policy=Policy(goal=Goal(objective=objective)), passes=passes)
+        steps = [step for recipe in plan.recipes for step in recipe.steps]
+        return [dict(step.settings) for step in steps if step.technique == "prune_weights"]
+
+    assert [settings["bits"] for settings in sparse(pruned, "size")] == [8, 8, 6, 4]
+    assert all(settings["method"] == "found" for settings in sparse(pruned, "size"))
+    assert sparse(pruned, "latency") == sparse(pruned, "memory") == sparse(replace(CNN, zeros=0.1), "size") == []

@@ -211,6 +211,17 @@ def test_zeros_that_are_there_are_stored_as_a_mask() -> None:
         prune(model, method="found")
 
 
+def test_what_is_left_beside_zeros_that_are_there_is_rounded_with_care() -> None:
+    model = matrices()
+    dense = prune(model, form="dense", ratio=0.4, samples=64)
+    (right,) = builders.run(dense, builders.feeds(model, seed=9))
+    errors = []
+    for samples in (0, 64):
+        made = prune(dense, method="found", bits=3, samples=samples)
+        errors.append(float(np.square(builders.run(made, builders.feeds(model, seed=9))[0] - right).sum()))
+    assert errors[1] < errors[0]
+
+
 def test_layer_that_would_be_too_noisy_stays_dense() -> None:
     model = matrices()
     random = np.random.default_rng(5)

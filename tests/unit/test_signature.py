@@ -37,6 +37,18 @@ def test_initializer_that_is_also_an_input_is_a_default_and_no_input() -> None:
     assert (signature.opset, signature.operators, signature.parameter_bytes) == (17, (("MatMul", 1),), 64)
 
 
+def test_zeros_of_a_model_that_comes_pruned_are_counted() -> None:
+    data = np.ones((32, 64), np.float32)
+    data[:, ::4] = 0
+    model = model_with(
+        inputs=[info("x", ["n", 32])],
+        outputs=[info("y", ["n", 64])],
+        nodes=[helper.make_node("MatMul", ["x", "w"], ["y"])],
+        weights=[numpy_helper.from_array(data, "w")],
+    )
+    assert signature_of(model).zeros == 0.25
+
+
 def test_dimensions_without_a_length_or_name_are_unknown() -> None:
     model = model_with(
         inputs=[info("x", [None, 0, "n", 3])],

@@ -28,6 +28,10 @@ NEEDS = {
         lambda: "EDGEOPT_SYSTEMD_ROOT" in os.environ,
         "needs a bootable image, its folder in EDGEOPT_SYSTEMD_ROOT",
     ),
+    "aarch64": (
+        lambda: "EDGEOPT_AARCH64_ROOT" in os.environ,
+        "needs an emulated aarch64 Python (tools/make_aarch64_python.sh), its folder in EDGEOPT_AARCH64_ROOT",
+    ),
 }
 
 

@@ -117,6 +117,12 @@ def test_quantizers_of_the_configuration_are_passes_of_the_catalogue() -> None:
     assert {name for name in PASSES if name.startswith("quantize_")} <= set(sections.QUANTIZERS)
 
 
+def test_features_of_the_configuration_are_known_to_the_device() -> None:
+    from edgeopt.device import FEATURES
+
+    assert set(sections.ARM_FEATURES) <= set(FEATURES)
+
+
 def test_links_between_the_documents_lead_somewhere() -> None:
     for path in [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", path.read_text()):

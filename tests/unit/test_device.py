@@ -80,6 +80,25 @@ def test_raspberry_pi_is_told_by_its_board_and_core(tmp_path: Path) -> None:
     assert device.temperature_c(host=there) == 61.25
 
 
+def test_arm_wished_for_on_a_pc_is_an_arm_processor_with_what_was_asked_for(tmp_path: Path) -> None:
+    here = host(tmp_path, {"proc/cpuinfo": XEON.format(n=0, more="")}, machine="x86_64")
+    plain = device.detect(TargetRequest(name="arm"), host=here)
+    assert (plain.name, plain.arch, plain.features) == ("arm", "aarch64", ("asimd",))
+    wished = device.detect(TargetRequest(name="arm", features=("i8mm", "asimddp"), threads=4), host=here)
+    assert (wished.features, wished.threads) == (("asimd", "asimddp", "i8mm"), 4)
+    assert "i8mm" in wished.device
+    assert not device.is_here(wished, host=here)
+    assert device.is_here(device.detect(TargetRequest(), host=here), host=here)
+
+
+def test_features_of_a_processor_that_is_here_are_read_and_not_believed(tmp_path: Path) -> None:
+    here = host(tmp_path, {"proc/cpuinfo": CORTEX_A53.format(n=0)}, machine="aarch64")
+    for name in ("arm", "auto"):
+        target = device.detect(TargetRequest(name=name, features=("i8mm",)), host=here)  # type: ignore[arg-type]  # one of its words
+        assert target.features == ("asimd",)
+        assert device.is_here(target, host=here)
+
+
 def test_only_what_every_usable_core_can_do_counts(tmp_path: Path) -> None:
     mixed = "".join(CORTEX_A53.format(n=n) for n in range(2)) + "".join(CORTEX_A76.format(n=n) for n in range(2, 4))
     both = host(tmp_path, {"proc/cpuinfo": mixed}, machine="aarch64")

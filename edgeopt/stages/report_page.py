@@ -217,7 +217,7 @@ def _candidate(number: int, candidate: Json, *, won: bool) -> Candidate:
         latency=words.milliseconds(words.dig(result, "latency_ms", "p50")),
         speedup=f"{speedup['value']:.2f}" if interval else words.NOT_MEASURED,
         speedup_range=f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "",
-        size=words.smaller(result.get("bytes_ratio"), interval),
+        size=words.smaller(result.get("bytes_ratio"), interval, sparse=_is_sparse(recipe)),
         drop=words.percent(quality.get("drop")),
         drop_bound=f"at most {words.percent(bounds[1])}" if bounds else "",
         outcome=str(refused) if refused else outcomes[state],
@@ -243,6 +243,10 @@ def _change(label: str, values: tuple[float | None, float | None], show: Any) ->
 
 def _steps(recipe: Any) -> Sequence[Any]:
     return recipe if isinstance(recipe, list | tuple) else (recipe,)
+
+
+def _is_sparse(recipe: Any) -> bool:
+    return any(words.dig(step, "technique") == "prune_weights" for step in _steps(recipe))
 
 
 def _key(recipe: Any) -> str:

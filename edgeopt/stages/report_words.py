@@ -80,9 +80,15 @@ def number(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:.4g}"
 
 
-def smaller(bytes_ratio: float | None, speedup: Sequence[float] | None) -> str:
-    """How much smaller; a candidate that is smaller and not proven faster says that this is all."""
+def smaller(bytes_ratio: float | None, speedup: Sequence[float] | None, *, sparse: bool = False) -> str:
+    """How much smaller; a candidate that is smaller and not proven faster says that this is all.
+
+    ``sparse``: single weights are zero, which a dense runtime multiplies like any other.
+    """
     if not bytes_ratio:
         return NOT_MEASURED
-    only_bytes = bytes_ratio > _SMALLER and speedup is not None and speedup[0] <= 1.0
+    faster = speedup is not None and speedup[0] > 1.0
+    if sparse and not faster:
+        return f"{bytes_ratio:.2f}x smaller; no speed: zeros are multiplied too"
+    only_bytes = bytes_ratio > _SMALLER and speedup is not None and not faster
     return f"{bytes_ratio:.2f}x smaller{'; saves bytes, no speed' if only_bytes else ''}"

@@ -244,6 +244,16 @@ def test_a_candidate_that_only_saves_bytes_says_so(speedup: float, bytes_ratio: 
     assert row.size == said
 
 
+@pytest.mark.parametrize(
+    ("speedup", "said"), [(1.01, "1.80x smaller; no speed: zeros are multiplied too"), (1.4, "1.80x smaller")]
+)
+def test_a_sparse_candidate_says_that_a_dense_runtime_gains_no_speed(speedup: float, said: str) -> None:
+    recipe = [{"technique": "tidy"}, {"technique": "prune_weights", "pattern": "2:4"}]
+    result = measured(speedup) | {"bytes_ratio": 1.8}
+    (row,) = report_page.candidates(manifest(candidates=[{"recipe": recipe, "result": result}]))
+    assert row.size == said
+
+
 def test_the_page_says_which_edgeopt_made_it_and_when_as_far_as_known() -> None:
     page = Elements(report_page.render(manifest())).text
     assert "0.1.0" in page

@@ -23,7 +23,12 @@ def content_address(digests: Sequence[str]) -> str:
 def listed_sums(file: Path) -> dict[str, str]:
     """Plain name to SHA-256 in hex as a SHA256SUMS file lists them; ValueError where a line is none or names a path."""
     sums = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
+    *lines, rest = file.read_text(encoding="utf-8").split(
+        "\n"
+    )  # not splitlines: that also splits at what rot makes of a newline
+    if rest:
+        raise ValueError(f"{file.name} does not end with a line break")
+    for line in lines:
         digest, gap, name = line.partition("  ")
         if len(digest) != _SHA256_DIGITS or not gap or name != Path(name).name or not name.strip("."):
             raise ValueError(f"{file.name} has a line that is no checksum: {line!r:.80}")

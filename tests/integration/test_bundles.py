@@ -1,0 +1,203 @@
+"""Prepare here, accept there, for real: the shipped model made into a bundle, copied, and chosen from by a fresh worker."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import edgeopt
+from edgeopt import device, oneshot
+from edgeopt.cli import main
+from edgeopt.cli.optimize import read_recipe
+from edgeopt.daemon import drops, intake
+from edgeopt.errors import UsageError
+from edgeopt.layout import BUNDLE_FILE
+from edgeopt.records import Goal, Policy, Search, WorkerLimits
+from tests.bundles import altered, packed, unpacked
+from tests.published import check_whole
+
+SHIPPED = Path(edgeopt.__file__).parent / "demo"
+COMMAND = [sys.executable, "-m", "edgeopt"]
+INT8 = '[{"technique": "tidy"}, {"technique": "quantize_static", "method": "min_max", "per_channel": true}]'
+SIZE = Policy(goal=Goal(objective="size", max_drop=0.02), search=Search(budget_s=20.0))
+
+pytestmark = pytest.mark.slow
+
+
+def prepare(out: Path, recipe: str = INT8) -> oneshot.Bundled:
+    """The digits model through one recipe, which is quick, as a bundle."""
+    request = oneshot.Request(
+        model=SHIPPED / "digits.onnx",
+        calibration=SHIPPED / "digits.calibration.npz",
+        eval=SHIPPED / "digits.eval.npz",
+        policy=SIZE,
+        recipe=read_recipe(recipe),
+        out=out,
+    )
+    return oneshot.prepare(request, on_event=lambda _event: None)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> oneshot.Bundled:
+    return prepare(tmp_path_factory.mktemp("prepared"))
+
+
+def accepted(bundle: Path, out: Path) -> oneshot.Result:
+    return oneshot.run(oneshot.Request(model=bundle, policy=SIZE, out=out), on_event=lambda _event: None)
+
+
+# ---------------------------------------------------------------- preparing
+def test_bundle_says_what_was_found_and_claims_no_latency(made: oneshot.Bundled) -> None:
+    (candidate,) = made.document["candidates"]
+    assert made.file.name == "digits.edgeopt"
+    assert candidate["bytes"] < 100_000
+    assert candidate["quality"]["metric"] == "accuracy"
+    assert candidate["quality"]["ci95"][1] <= 0.02
+    assert made.document["target"]["arch"] == device.THIS_HOST.machine
+    assert "latency" not in json.dumps(made.document["candidates"])
+    assert [path.name for path in made.file.parent.iterdir()] == ["digits.edgeopt"]
+
+
+def test_same_candidates_give_the_same_bundle_to_the_byte(made: oneshot.Bundled, tmp_path: Path) -> None:
+    again = prepare(tmp_path)
+    assert again.file.read_bytes() == made.file.read_bytes()
+    assert again.sha256 == made.sha256
+
+
+def test_preparing_for_a_gpu_needs_none_here(tmp_path: Path) -> None:
+    words = [
+        "optimize",
+        str(SHIPPED / "digits.onnx"),
+        "--eval",
+        str(SHIPPED / "digits.eval.npz"),
+        "--target",
+        "tensorrt",
+    ]
+    done = subprocess.run(
+        [*COMMAND, *words, "--recipe", '[{"technique": "tidy"}]', "--prepare", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "not timed for any other device" in done.stdout
+
+
+# ---------------------------------------------------------------- accepting
+def test_copied_bundle_is_measured_here_and_published_with_its_evidence(made: oneshot.Bundled, tmp_path: Path) -> None:
+    copied = Path(shutil.copy(made.file, tmp_path / "numbers.edgeopt"))
+    result = accepted(copied, tmp_path / "out")
+    manifest = check_whole(result.folder)
+    assert (result.name, result.version) == ("numbers", 1)
+    assert [step["technique"] for step in manifest["recipe"]] == ["tidy", "quantize_static"]
+    assert (manifest["source"]["format"], manifest["source"]["sha256"]) == ("bundle", made.sha256)
+    assert manifest["prepared"]["source"]["file"] == "digits.onnx"
+    assert manifest["prepared"]["on"] == made.document["machine"]
+    assert len(manifest["prepared"]["found"]) == 1
+    assert manifest["result"]["latency_ms"]["p50"] > 0
+    assert manifest["result"]["quality"]["kind"] == "accuracy"
+    assert manifest["data"]["eval"]["origin"] == "drop"
+    assert manifest["data"]["calibration"]["samples"] == made.document["calibration"]["samples"]
+    assert "status" not in manifest
+    assert "Prepared elsewhere" in (result.folder / "report.html").read_text()
+    with np.load(SHIPPED / "digits.eval.npz") as arrays, edgeopt.load(result.folder.parent) as model:
+        found = [int(model.run({"image": image[None]})[0].argmax()) for image in arrays["image"][:50]]
+        assert np.mean(np.asarray(found) == arrays["labels"][:50]) >= 0.9
+
+
+def test_a_worse_model_does_not_win_by_what_its_bundle_says_and_nothing_that_makes_models_is_imported(
+    made: oneshot.Bundled, tmp_path: Path
+) -> None:
+    """The bundle claims quality for a model that answers differently; what counts is what is seen here."""
+    found = unpacked(made.file)
+    document = json.loads(found[BUNDLE_FILE])
+    model = onnx.load_from_string(found.pop(f"candidates/{document['candidates'][0]['address']}/model.onnx"))
+    for weight in model.graph.initializer:
+        if weight.data_type == onnx.TensorProto.INT8:
+            weight.raw_data = bytes(len(weight.raw_data))
+    worse = model.SerializeToString()
+    address = hashlib.sha256(worse).hexdigest()
+    document["candidates"][0] |= {"address": address, "lossless": True}
+    found |= {BUNDLE_FILE: json.dumps(document).encode(), f"candidates/{address}/model.onnx": worse}
+    file = tmp_path / "digits.edgeopt"
+    file.write_bytes(packed(found))
+    staged = intake.stage(drops.of_paths(file), staging_root=tmp_path / "staging", policy=SIZE, limits=WorkerLimits())
+    loaded = modules_of_acceptance(staged.folder.root)
+    manifest = json.loads((staged.folder.out / "manifest.json").read_text())
+    assert manifest["recipe"] == []
+    assert "more than max_drop" in manifest["candidates"][1]["refused"]
+    making = ("torch", "onnxscript", "edgeopt.pipeline", "edgeopt.stages.planner", "edgeopt.passes", "edgeopt.training")
+    assert "edgeopt.acceptance" in loaded
+    assert [
+        name for name in loaded if name in making or name.startswith(("edgeopt.passes.", "edgeopt.training."))
+    ] == []
+
+
+def modules_of_acceptance(root: Path) -> list[str]:
+    """What a process has imported once it has accepted the staged bundle."""
+    code = """
+import sys
+from pathlib import Path
+from edgeopt import acceptance, wire
+from edgeopt.layout import JobFolder
+from edgeopt.records import JobOrder
+folder = JobFolder(Path(sys.argv[1]))
+acceptance.run(wire.loads(JobOrder, folder.order.read_bytes()), folder, folder.work / "cache", lambda event: None)
+print(*sorted(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(root)], capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_bundle_dropped_into_an_inbox_is_accepted_by_the_daemon_and_one_for_another_processor_refused(
+    made: oneshot.Bundled, tmp_path: Path
+) -> None:
+    folders = {name: tmp_path / name for name in ("inbox", "published", "rejected", "state")}
+    folders["inbox"].mkdir()
+    document = made.document
+    # measured and not chosen: the confirmation in fresh processes is what would take long
+    policy = document["policy"] | {"goal": document["policy"]["goal"] | {"min_speedup": 1000.0}}
+    (folders["inbox"] / "digits.edgeopt").write_bytes(altered(made.file, policy=policy))
+    other = {"x86_64": "aarch64"}.get(document["target"]["arch"], "x86_64")
+    elsewhere = altered(made.file, target=document["target"] | {"arch": other})
+    (folders["inbox"] / "elsewhere.edgeopt").write_bytes(elsewhere)
+    shutil.copy(made.file, folders["inbox"] / ".syncing.edgeopt.tmp")
+    lines = [
+        *(f"{name}: {path}" for name, path in folders.items()),
+        "watch: {settle: 200ms}",
+        'search: {budget: "20s"}',
+    ]
+    config = tmp_path / "edgeopt.yaml"
+    config.write_text("\n".join([*lines, 'http: {listen: "127.0.0.1:0"}']))
+    done = subprocess.run(
+        [*COMMAND, "serve", "-c", str(config), "--once"], capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 1, done.stderr  # one of the two was refused
+    manifest = check_whole(folders["published"] / "digits" / "current")
+    assert manifest["prepared"]["source"]["file"] == "digits.onnx"
+    assert "not above min_speedup" in manifest["candidates"][1]["refused"]
+    (rejected,) = folders["rejected"].iterdir()
+    reason = json.loads((rejected / "reason.json").read_text())
+    assert reason["code"] == "unsupported-target"
+    assert f"cpu ({other}), and this device is" in reason["message"]
+    assert reason["hint"].endswith(".")
+    assert [path.name for path in folders["inbox"].iterdir()] == [".syncing.edgeopt.tmp"]
+
+
+def test_bundle_and_model_are_told_apart_on_the_command_line(made: oneshot.Bundled, tmp_path: Path) -> None:
+    assert main.main(["optimize", str(made.file)]) == 2
+    assert main.main(["accept", str(SHIPPED / "digits.onnx")]) == 2
+    with pytest.raises(UsageError, match="no file or folder"):
+        accepted(tmp_path / "nowhere.edgeopt", tmp_path / "out")

@@ -34,18 +34,24 @@ FEATURES = {
     "max": {"asimd", "asimddp", "i8mm"},
 }
 SIGNED: dict[str, Any] = {"activation": "int8", "per_channel": True, "bias_correction": True}
+
+
+def wide_mlp() -> ir.Model:
+    return builders.mlp(width=64)
+
+
 NETS: dict[str, tuple[Callable[[], ir.Model], Any, dict[str, Any], float]] = {
     # what is made, by which pass, with which settings; how many dB of noise the kernels may differ by
     "conv, float": (builders.conv_net, Tidy(), {}, 100.0),
     "conv, signed codes": (builders.conv_net, QuantizeStatic(), SIGNED, 50.0),
     "conv, unsigned codes": (builders.conv_net, QuantizeStatic(), {**SIGNED, "activation": "uint8"}, 50.0),
     "depthwise, signed codes": (builders.depthwise_residual, QuantizeStatic(), SIGNED, 50.0),
-    "matrices, signed codes": (builders.mlp, QuantizeStatic(), SIGNED, 50.0),
-    "matrices, dynamic": (builders.mlp, QuantizeDynamic(), {}, 50.0),
+    "matrices, signed codes": (wide_mlp, QuantizeStatic(), SIGNED, 50.0),
+    "matrices, dynamic": (wide_mlp, QuantizeDynamic(), {}, 50.0),
     "attention, dynamic": (builders.bert_block, QuantizeDynamic(), {}, 45.0),
     "recurrent, dynamic": (builders.lstm, QuantizeDynamic(), {}, 45.0),
-    "matrices, half weights": (builders.mlp, CastFp16(), {"mode": "weights"}, 100.0),
-    "matrices, packed weights": (builders.mlp, QuantizeWeights(), {"bits": 8}, 100.0),
+    "matrices, half weights": (wide_mlp, CastFp16(), {"mode": "weights"}, 100.0),
+    "matrices, packed weights": (wide_mlp, QuantizeWeights(), {"bits": 8}, 100.0),
 }
 
 

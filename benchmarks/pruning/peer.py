@@ -21,6 +21,7 @@ from edgeopt.calibrate.removal import PruneScheme, Removed
 from edgeopt.errors import PassFailed
 from edgeopt.graph import shrink
 from edgeopt.graph.groups import Family
+from edgeopt.integrity import sha256_of
 
 from .questions import Question, Subject
 
@@ -46,6 +47,7 @@ def choose(question: Question, subject: Subject) -> tuple[Removed, dict[str, Any
     np.savez(folder / "feeds.npz", **{name: np.stack([each[name] for each in samples]) for name in samples[0]})
     job = {
         "importance": CRITERIA[question.criterion],
+        "script": sha256_of(_SCRIPT),  # what was chosen by another one is chosen again
         "lose": {_maker(family): counts[family.name] * _per_unit(family) for family in families},
         "units": {_maker(family): family.units for family in families},
         "heads": [[slot.constant for slot in _makers(family)] for family in families if family.kind == "heads"],

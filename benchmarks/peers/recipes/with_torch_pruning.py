@@ -27,6 +27,8 @@ from torch import nn
 from torch.nn import functional
 
 _COMPARED = 4
+_ANY = 1e-3
+"""A share of the width that rounds to one channel."""
 
 
 class Graph(nn.Module):
@@ -145,7 +147,7 @@ def _unsqueeze(_settings: dict[str, Any], data: torch.Tensor, axes: torch.Tensor
 def _slice(_settings: dict[str, Any], data: torch.Tensor, *places_given: torch.Tensor) -> torch.Tensor:
     start, end, axis = (int(each) for each in (*places_given, torch.tensor(0))[:3])
     places = [slice(None)] * data.dim()
-    places[axis] = slice(start, end)
+    places[axis] = slice(start, min(end, data.shape[axis]))
     return data[tuple(places)]
 
 
@@ -220,7 +222,8 @@ def main() -> None:
         samples[0],
         importance(job["importance"], model, samples),
         pruning_ratio=0.0,
-        pruning_ratio_dict={layer: share for layer, share in shares.items() if layer not in heads},
+        # it looks at heads only where a width is to go, which prune_head_dims then forbids
+        pruning_ratio_dict=shares | dict.fromkeys(heads, _ANY),
         num_heads=heads,
         prune_num_heads=bool(heads),
         prune_head_dims=False,

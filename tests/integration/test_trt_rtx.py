@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from edgeopt import wire
 from edgeopt.errors import CompileFailed
 from edgeopt.integrity import sha256_of
 from edgeopt.passes import CastFp16, FoldBatchNorm, QuantizeStatic, QuantizeWeights, Tidy
@@ -362,3 +364,83 @@ def test_optimize_publishes_an_unverified_engine_beside_its_model(tmp_path: Path
     if not Path("/proc/driver/nvidia/gpus").is_dir():
         assert verified.returncode == 1
         assert "model.engine runs on an NVIDIA GPU" in verified.stderr
+
+
+# ---------------------------------------------------------------- cancelled in the middle
+def deep(layers: int = 40) -> ir.Model:
+    """Takes seconds to build."""
+    net = builders.Net(seed=9)
+    value = "image"
+    for number in range(layers):
+        kernel = net.weight(256, 256 if number else 16, 3, 3, scale=0.02)
+        value = net.op("Relu", net.op("Conv", value, kernel, net.weight(256), pads=[1, 1, 1, 1]))
+    net.op("GlobalAveragePool", value, output="pooled")
+    return net.build({"image": ["N", 16, 16, 16]}, {"pooled": ["N", 256, 1, 1]})
+
+
+def test_build_cancelled_in_the_middle_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    order = order_for(deep(), tmp_path)
+    told: list[Progress] = []
+    stopped: list[float] = []
+
+    def should_stop() -> bool:
+        # some way into the build, not before it
+        if told and not stopped:
+            stopped.append(time.monotonic())
+        return bool(told)
+
+    with pytest.raises(CompileFailed, match="cancelled"):
+        build.build(order, on_progress=told.append, should_stop=should_stop)
+    assert time.monotonic() - stopped[0] < 10  # 0.1 to 2 s on an idle machine
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_build_whose_owner_is_killed_ends_by_itself_and_leaves_nothing(tmp_path: Path) -> None:
+    order = order_for(deep(), tmp_path)
+    owner = (
+        "import sys; from edgeopt import wire; from edgeopt.runtimes.trt import build; from edgeopt.runtimes.trt.order import Order\n"
+        "build.build(wire.loads(Order, sys.argv[1]), on_progress=lambda told: print(told, flush=True))"
+    )
+    with subprocess.Popen([sys.executable, "-c", owner, wire.dumps(order)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+    assert children
+    deadline_s = time.monotonic() + 20
+    while any(is_running(int(child)) for child in children):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def is_running(process: int) -> bool:
+    """Whether it is there and no zombie that nobody has collected."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+# ---------------------------------------------------------------- shapes from the data
+@pytest.mark.parametrize(
+    ("lengths", "spans"),
+    [((20, 33, 64), (20, 33, 64)), ((48,), (48, 48, 48)), ((64, 16, 16, 16), (16, 16, 64))],
+    ids=["three lengths", "one length", "mostly short"],
+)
+def test_engine_spans_the_lengths_of_the_samples(
+    tmp_path: Path, lengths: tuple[int, ...], spans: tuple[int, int, int]
+) -> None:
+    net = builders.Net(seed=4)
+    hidden = net.op("Relu", net.op("MatMul", "tokens", net.weight(32, 64)))
+    net.op("MatMul", hidden, net.weight(64, 8), output="logits")
+    file = tmp_path / "model.onnx"
+    ir.save(net.build({"tokens": [1, "length", 32]}, {"logits": [1, "length", 8]}), file)
+    spec = TensorSpec(name="tokens", dtype="float32", shape=(1, "length", 32))
+    target = dataclasses.replace(builders.TARGET, name="tensorrt-rtx", compute_capability=(8.6,))
+    artifact = rtx().taking([spec], [{"tokens": (1, length, 32)} for length in lengths]).compile(file, Recipe(), target)
+    (ranges,) = json.loads(str(dict(artifact.session)["profiles"]))
+    assert [ranges[0][part] for part in ("least", "typical", "most")] == [[1, side, 32] for side in spans]
+    assert dict(artifact.session)["outputs"] == '["logits"]'
+    assert Path(artifact.path).stat().st_size == artifact.bytes

@@ -41,6 +41,13 @@ def test_int8_verdict_follows_the_dot_products(tmp_path: Path, flags: str, state
     assert (verdict.state, verdict.value) == (state, value)
 
 
+def test_arm_is_made_ahead_of_time_elsewhere(tmp_path: Path) -> None:
+    there = host(tmp_path, {"proc/cpuinfo": "processor: 0\nflags: avx2\n"})
+    found = only(checkup.check_targets(there, installed_flavour=lambda _flavour: None), "arm")
+    assert (found.value, found.state) == ("builds but does not run here", "ok")
+    assert "unverified" in found.meaning
+
+
 def test_missing_runtime_is_broken_and_missing_extra_is_worth_knowing() -> None:
     findings = checkup.check_runtimes(lambda name: "1.2.3" if name == "onnx" else None)
     assert (only(findings, "onnx").state, only(findings, "onnx").value) == ("ok", "1.2.3")

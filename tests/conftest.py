@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from importlib import util
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from edgeopt import device
 
 # The same examples at every run, so that a red run is red for everybody; HYPOTHESIS_PROFILE=explore looks further.
 # No deadline: the machines that run this are slow and shared, and a slow example is no wrong one.
@@ -18,7 +19,7 @@ settings.register_profile("explore", deadline=None, max_examples=1000, suppress_
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 NEEDS = {
-    "gpu": (lambda: Path("/proc/driver/nvidia/gpus").is_dir(), "needs an NVIDIA GPU"),
+    "gpu": (device.gpu_present, "needs an NVIDIA GPU"),
     "trt_rtx": (
         lambda: util.find_spec("tensorrt_rtx_bindings") is not None,
         "needs TensorRT for RTX: pip install 'edgeopt[tensorrt-rtx]'",

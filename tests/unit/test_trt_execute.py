@@ -362,6 +362,16 @@ def test_probe_says_why_there_is_no_gpu(gpu: Gpu) -> None:
     assert "(35)" in str(door.absence(gpu))
 
 
+def test_real_binding_has_every_function_that_is_used_and_its_probe_never_fails() -> None:
+    real = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
+    used = [name for name in vars(door.Cuda) if name.startswith("cuda")]
+    assert len(used) == 17
+    assert [name for name in used if not hasattr(real, name)] == []
+    assert {"cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"} <= set(dir(real.cudaMemcpyKind))
+    reason = door.absence(door.binding())
+    assert reason is None or reason.startswith("CUDA finds no GPU: cudaError")
+
+
 # ---------------------------------------------------------------- clocks and temperature
 def nvml(**answers: Any) -> types.ModuleType:
     module = types.ModuleType("stand_in_nvml")

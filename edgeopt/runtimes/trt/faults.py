@@ -78,7 +78,9 @@ def said_in(log: Sequence[str]) -> str:
     """The line of a build's log that holds the reason, without what surrounds it."""
     lines = [_plain(line) for line in log if not _NO_GPU.search(line)]
     told = [line for line in lines if line]
-    return told[0] if told else "it gave no reason"
+    if told:
+        return told[0]
+    return "CUDA finds no GPU or no driver, which this build needs" if log else "it gave no reason"
 
 
 def _parse_failure(answer: Answer, name: str) -> CompileFailed:

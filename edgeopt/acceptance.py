@@ -88,9 +88,9 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
 # ---------------------------------------------------------------- what came
 def _take_in(order: JobOrder, folder: JobFolder) -> Offer:
     offered = bundle.read(folder.input / order.files.model)
-    order = _with_policy(order, offered)
+    order = with_policy(order, offered)
     target = device.detect(order.policy.target)
-    runtime = _runtime(offered, target)
+    runtime = runtime_for(offered, target)
     original = bundle.model_in(folder.input, offered.original)
     files = StagedFiles(
         model=str(original.relative_to(folder.input)), job_file=order.files.job_file, eval=order.files.eval
@@ -115,7 +115,7 @@ def _take_in(order: JobOrder, folder: JobFolder) -> Offer:
     )
 
 
-def _with_policy(order: JobOrder, offered: Bundle) -> JobOrder:
+def with_policy(order: JobOrder, offered: Bundle) -> JobOrder:
     """The bundle's policy; how many threads and how long, this device's configuration says."""
     here, there = order.policy, offered.policy
     target = replace(there.target, threads=here.target.threads, compute_capability=())
@@ -123,18 +123,18 @@ def _with_policy(order: JobOrder, offered: Bundle) -> JobOrder:
     return replace(order, policy=replace(there, target=target, search=search, teacher=None))
 
 
-def _runtime(offered: Bundle, target: Target) -> Runtime:
+def runtime_for(offered: Bundle, target: Target, *, host: device.Host = device.THIS_HOST) -> Runtime:
     """What serves the candidates here; :class:`~edgeopt.errors.UnsupportedTarget` where this is not the device they are for."""
     wanted, engines = offered.target, catalogue.find_engines(target.name)
     told = f"the bundle was prepared for {wanted.name} ({wanted.arch})"
     if engines is not None:
-        if not device.gpu_present():
+        if not device.gpu_present(host=host):
             raise UnsupportedTarget(
                 f"{told}, and there is no NVIDIA GPU here or its driver is not loaded",
                 hint="Accept it on the device with the GPU, or prepare it with --target cpu.",
             )
         return engines
-    here = device.detect(replace(offered.policy.target, name="auto"))
+    here = device.detect(replace(offered.policy.target, name="auto"), host=host)
     if wanted.name != here.name or (wanted.name == "cpu" and wanted.arch != here.arch):
         raise UnsupportedTarget(
             f"{told}, and this device is {here.name} ({here.arch})",

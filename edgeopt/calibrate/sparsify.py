@@ -24,8 +24,6 @@ from edgeopt.calibrate.codebook import Grid, Rows, nearest
 from edgeopt.calibrate.gram import Moments
 from edgeopt.calibrate.masks import Mask, Pattern
 
-_LEAST_FOUND = 0.1
-"""Share of zeros below which a mask costs more than the zeros save."""
 Order = NDArray[np.intp]
 """Columns in the order in which they are gone through; with a pattern, group after group."""
 _LAZY = 128
@@ -54,10 +52,10 @@ def magnitude(rows: Rows, removal: Removal) -> Mask:
 
 
 def found(rows: Rows, removal: Removal) -> Mask | None:
-    """Without the zeros that are there already; None where they are too few, or do not follow the pattern."""
+    """Without the zeros that are there already; None where they are fewer than the share, or do not follow the pattern."""
     if removal.pattern is None:
         kept = rows != 0
-        return kept if kept.mean() <= 1 - _LEAST_FOUND else None
+        return kept if kept.mean() <= 1 - removal.share else None
     # A pattern keeps its number from every group, be it a zero.
     kept = magnitude(rows, removal)
     return None if rows[~kept].any() else kept

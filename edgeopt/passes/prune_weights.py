@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from edgeopt.protocols import Model
 
 _BYTE = 8
+_LEAST_FOUND = 0.1
+"""Share of zeros below which a layer counts as dense."""
 Kind = TypeVar("Kind", bound=np.generic)
 
 
@@ -153,7 +155,11 @@ def _removals(found: list[Weight], scheme: SparseScheme) -> dict[str, Removal]:
         return {
             name: Removal(pattern.sparsity, pattern, groups) for name, groups in grouped.items() if groups is not None
         }
-    if scheme.scope == "global" and scheme.method != "found" and found:
+    if scheme.method == "found":
+        # A mask takes a bit from every weight and spares the bits of those that are zero.
+        least = max(_LEAST_FOUND, 1 / scheme.bits if scheme.bits else 0.0)
+        return {weight.name: Removal(least) for weight in found}
+    if scheme.scope == "global" and found:
         shares = sparsify.layer_shares({weight.name: weight.rows() for weight in found}, scheme.ratio)
         return {name: Removal(share) for name, share in shares.items() if share}
     return {weight.name: Removal(scheme.ratio) for weight in found}

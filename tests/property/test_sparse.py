@@ -163,6 +163,7 @@ def test_zeros_are_found_only_where_they_are_many_and_follow_the_pattern() -> No
     assert sparsify.found(rows, Removal(0.5)) is None
     holes = rows.copy()
     holes[:, ::2] = 0
+    assert sparsify.found(holes, Removal(0.6)) is None
     kept = sparsify.found(holes, Removal(0.5))
     assert kept is not None
     assert np.array_equal(kept, holes != 0)

@@ -1,7 +1,7 @@
 """How many units go, and which: from scores to a set of removed units for each family.
 
 Stands between ``importance`` and ``reconstruct``; also reads the settings of ``passes.prune_channels``. Counts are rounded so that what is left is a multiple of what
-kernels work in: blocks of 8 channels (AVX2) or 16 (AVX-512) are computed whole, filled or not. Ranking is local (every family loses its share) or global: scores are
+the target's kernels work in (:func:`grain`): blocks are computed whole, filled or not. Ranking is local (every family loses its share) or global: scores are
 divided by their family's mean, then ranked among families of the same kind (after G. Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024,
 which ranks within structures of the same shape).
 """
@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edgeopt.calibrate.importance import CRITERIA, Scores
 from edgeopt.errors import PassFailed
 from edgeopt.graph.groups import Family
+from edgeopt.records import Target
 
 Removed = dict[str, tuple[int, ...]]
 """By the family's name: the units that go, ascending."""
+
+_USUAL, _FINEST = 8, 4
+_BLOCKS, _FEWEST_BLOCKS = 8, 4
+"""A family has so many blocks at least, or its blocks are halved; with the finest, so many."""
 
 SCOPES = ("local", "global")
 DIRECTIONS = ("low", "high")
@@ -41,6 +46,12 @@ class PruneScheme:
     direction: str = "low"
     families: str = "all"
     seed: int = 0
+    largest: int = 0
+    """The largest multiple that is chosen where ``multiple`` does not say; 0: see :meth:`fitted`."""
+
+    def fitted(self, target: Target) -> PruneScheme:
+        """The same with multiples that ``target``'s kernels like."""
+        return self if self.largest else replace(self, largest=grain(target))
 
     def check(self) -> None:
         """Raises :class:`~edgeopt.errors.PassFailed` for a value that means nothing."""
@@ -52,7 +63,7 @@ class PruneScheme:
         ):
             if value not in known:
                 raise PassFailed(f"{name} is {value!r}", hint=f"Use one of {', '.join(known)}.")
-        if not 0.0 <= self.ratio < 1.0 or self.multiple < 0:
+        if not 0.0 <= self.ratio < 1.0 or self.multiple < 0 or self.largest < 0:
             raise PassFailed(
                 f"ratio {self.ratio:g} or multiple {self.multiple} is out of its range",
                 hint="Give a ratio from 0 to below 1, and a multiple of 0 (chosen for each family) or more.",
@@ -71,6 +82,17 @@ class PruneScheme:
 
 
 _HINT = 'Give a JSON object such as {"conv1.weight": 8}.'
+
+
+def grain(target: Target) -> int:
+    """Channels that the widest kernels of ``target`` compute at once.
+
+    TensorRT lays int8 out in blocks of 32 channels (float16: of 8); ONNX Runtime's convolutions in blocks of 16 with AVX-512, which is also what its int8 products with
+    VNNI make at once (four inputs a dot product); of 8 with AVX2; and of 4 to 8 on ARM.
+    """
+    if target.name.startswith("tensorrt"):
+        return 32
+    return 16 if "avx512f" in target.features else 8
 
 
 def candidates(families: Sequence[Family], scheme: PruneScheme) -> list[Family]:
@@ -122,7 +144,10 @@ def block(family: Family, scheme: PruneScheme) -> int:
         return scheme.multiple if scheme.multiple < family.units else 1
     if family.kind == "heads":
         return 1
-    return 8 if family.units >= 64 else 4 if family.units >= 16 else 1
+    step = scheme.largest or _USUAL
+    while step > _FINEST and family.units < _BLOCKS * step:
+        step //= 2
+    return step if family.units >= _FEWEST_BLOCKS * step else 1
 
 
 def _global(families: list[Family], scores: Mapping[str, Scores], scheme: PruneScheme, sign: float) -> dict[str, int]:

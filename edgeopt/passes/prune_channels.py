@@ -10,7 +10,8 @@ Settings (all optional):
 - ``ratio``      share of each family's units that go
 - ``removed``    JSON object of counts by family, instead of ``ratio``; taken as they are
 - ``scope``      local: every family loses its share; global: ranked across families of a kind
-- ``multiple``   what is left is a multiple of this; 0: 8, 4 or 1 by the family's size, 1 for heads
+- ``multiple``   what is left is a multiple of this; 0: by the family's size, ``largest`` at most, 1 for heads
+- ``largest``    of these multiples; 0: what the target's kernels work in (32, 16 or 8)
 - ``refit``      least squares for who read what goes; needs calibration samples
 - ``direction``  low: the least important go; high: the most important, to see what a criterion is worth
 - ``families``   all | channels | heads | neurons | hidden | inner (all but channels that several layers add to)
@@ -60,6 +61,7 @@ class PruneChannels:
         """The smaller model; raises :class:`~edgeopt.errors.PassFailed` where no unit can go, or what the criterion needs is missing."""
         scheme = read_settings(PruneScheme, settings, technique=self.name)
         scheme.check()
+        scheme = scheme.fitted(evidence.target)
         if scheme.refit and not evidence.sample_count:
             raise PassFailed(
                 "refit needs calibration samples, and there are none",

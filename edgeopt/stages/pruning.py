@@ -210,7 +210,7 @@ def _family_cost(family: Family, costs: Mapping[str, float]) -> float:
 
 # ---------------------------------------------------------------- what a family is worth
 def _shares(model: Model, costs: Mapping[str, float], bench: Workbench) -> Iterator[Share]:
-    scheme = PruneScheme(ratio=_DEEPEST, families="inner")
+    scheme = PruneScheme(ratio=_DEEPEST, families="inner").fitted(bench.target)
     plain = shrink.unshared(model)  # as the pass itself does: the names of the families must be the same
     families = removal.candidates(groups.find(plain, observed_shapes(model, bench.evidence)).families, scheme)
     depths = removal.depths(families, scheme)

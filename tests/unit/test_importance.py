@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import builders
 import numpy as np
 import onnx_ir as ir
@@ -139,7 +141,9 @@ def test_heads_and_neurons_get_one_finite_score_a_unit(criterion: str) -> None:
 def test_criterion_that_needs_what_is_not_there_says_so(criterion: str) -> None:
     model = builders.mlp()
     ranking = Ranking(criterion=criterion, depths={})
-    with pytest.raises(PassFailed, match="torch is not installed" if criterion == "taylor" else "calibration samples") as failure:
+    with pytest.raises(
+        PassFailed, match="torch is not installed" if criterion == "taylor" else "calibration samples"
+    ) as failure:
         scores(model, families(model), ranking, NoSamples(model))
     assert failure.value.hint
 
@@ -164,6 +168,25 @@ def of_units(units: int, kind: str = "channels") -> Family:
 def test_counts_left_are_multiples_that_kernels_like_and_never_zero(units: int, ratio: float, left: int) -> None:
     family = of_units(units)
     assert units - removal.depths([family], PruneScheme(ratio=ratio))[family.name] == left
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "blocks"),
+    [
+        ("cpu", ("avx2",), {12: 1, 16: 4, 64: 8, 1152: 8}),
+        ("cpu", ("avx2", "avx512f", "avx512_vnni"), {12: 1, 63: 4, 64: 8, 127: 8, 128: 16, 1152: 16}),
+        ("arm", ("asimd", "asimddp"), {16: 4, 64: 8, 1152: 8}),
+        ("tensorrt", (), {16: 4, 64: 8, 128: 16, 255: 16, 256: 32, 1152: 32}),
+    ],
+)
+def test_multiples_are_what_the_targets_kernels_compute_at_once(
+    name: str, features: tuple[str, ...], blocks: dict[int, int]
+) -> None:
+    target = dataclasses.replace(builders.TARGET, name=name, features=features)
+    scheme = PruneScheme().fitted(target)
+    assert {units: removal.block(of_units(units), scheme) for units in blocks} == blocks
+    assert removal.block(of_units(1152), PruneScheme(largest=8).fitted(target)) == 8
+    assert removal.block(of_units(1152), PruneScheme(multiple=5).fitted(target)) == 5
 
 
 def test_heads_go_one_by_one() -> None:

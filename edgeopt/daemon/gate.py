@@ -22,7 +22,7 @@ from edgeopt.errors import (
     UnsafeReference,
     UnsupportedModel,
 )
-from edgeopt.layout import BUNDLE_FORMAT
+from edgeopt.layout import BUNDLE_FILE, BUNDLE_FORMAT, BUNDLE_SUFFIX
 
 _HEAD_BYTES = 512
 _TAR_MAGIC_AT = 257
@@ -135,6 +135,8 @@ def _refuse_archive(fd: int, size_bytes: int) -> NoReturn:
             "the file is an exported PyTorch program (.pt2), which this version cannot convert yet",
             hint="Export the model as ONNX with torch.onnx.export(..., dynamo=True).",
         )
+    if BUNDLE_FILE in names:
+        raise NotAModel("the file is a prepared bundle", hint=f"Rename it to NAME{BUNDLE_SUFFIX}.")
     if names and all(name.endswith(".npy") for name in names):
         raise NotAModel(
             "the file is an archive of NumPy arrays",

@@ -33,6 +33,7 @@ _INSTALLABLE = (
     ("onnxscript", True, "cleans models up", "pip install onnxscript"),
     ("torch", False, "optional: distillation and .pt2 files, in later versions", "pip install 'edgeopt[train]'"),
 )
+_NO_GPU = "there is no NVIDIA GPU here, or its driver is not loaded"
 _FEW_WATCHES, _FEW_INSTANCES = 8192, 128
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs"})
 
@@ -112,61 +113,78 @@ def check_runtimes(version_of: Callable[[str], str | None] = installed) -> list[
 
 
 def check_targets(
-    host: Host, *, installed_flavour: Callable[[Flavour], str | None] = flavours.installed_version
+    host: Host,
+    *,
+    installed_flavour: Callable[[Flavour], str | None] = flavours.installed_version,
+    version_of: Callable[[str], str | None] = installed,
 ) -> list[Finding]:
     """For each target: whether artifacts for it can be made here and run here, why not, and how to get there."""
     here = device.detect(TargetRequest(), host=host).name
-    findings = [_onnx_target(name, here) for name in ("cpu", "arm")]
-    return [*findings, *(_engine_target(each, installed_flavour(each), host) for each in flavours.FLAVOURS.values())]
+    gpu, bindings = device.gpu_present(host=host), version_of("cuda-bindings")
+    engines = flavours.FLAVOURS.values()
+    return [
+        *(_onnx_target(name, here, version_of) for name in ("cpu", "arm")),
+        *(_engine_target(each, installed_flavour(each), gpu=gpu, bindings=bindings) for each in engines),
+    ]
 
 
-def _onnx_target(name: str, here: str) -> Finding:
+def _onnx_target(name: str, here: str, version_of: Callable[[str], str | None]) -> Finding:
+    if not (version_of("onnxruntime") or version_of("onnxruntime-gpu")):
+        return _target(name, meaning="onnxruntime is not installed", fix="pip install onnxruntime")
     if name == here:
-        return Finding(topic="targets", name=name, value="builds and runs here")
+        return _target(name, builds=True, runs=True)
     if name == "arm":
         meaning = "made ahead of time for target.features and published as unverified; an ARM device accepts it"
-        return Finding(topic="targets", name=name, value="builds but does not run here", meaning=meaning)
+        return _target(name, builds=True, meaning=meaning, fix="edgeopt accept, on the ARM device")
     meaning = f"this device is {here}: what is made for {name} is not what its own kernels were measured with"
-    return Finding(topic="targets", name=name, value="does not run here", meaning=meaning)
+    return _target(name, meaning=meaning, fix="run edgeopt on such a device")
 
 
-def _engine_target(flavour: Flavour, version: str | None, host: Host) -> Finding:
-    gpu = device.gpu_present(host=host)
+def _engine_target(flavour: Flavour, version: str | None, *, gpu: bool, bindings: str | None) -> Finding:
+    elsewhere = f"edgeopt optimize --target {flavour.name} --prepare here, edgeopt accept on that device"
     if version is None:
-        return Finding(
-            topic="targets",
-            name=flavour.name,
-            value="neither builds nor runs here",
-            meaning="not installed" if gpu or not flavour.needs_gpu else "not installed, and there is no NVIDIA GPU",
-            fix=flavour.install,
-        )
+        if gpu or not flavour.needs_gpu:
+            return _target(flavour.name, meaning="not installed", fix=flavour.install)
+        return _target(flavour.name, meaning=f"not installed, and {_NO_GPU}", fix=f"{flavour.install}; or {elsewhere}")
+    if gpu and bindings:
+        meaning = "engines are built, judged and timed on the GPU; the authors of this version had none to try that on"
+        return _target(flavour.name, builds=True, runs=True, version=version, meaning=meaning)
     if gpu:
-        meaning = "running engines was never tested by the authors of this version"
-        return Finding(topic="targets", name=flavour.name, value=f"{version}, builds and may run here", meaning=meaning)
+        meaning = "cuda-bindings is not installed, and nothing else starts an engine"
+        return _target(flavour.name, builds=True, version=version, meaning=meaning, fix="pip install 'edgeopt[gpu]'")
     if flavour.needs_gpu:
-        meaning = "it builds on the GPU that will run the engine, and there is none or its driver is not loaded"
-        fix = "run edgeopt on that device, or use the target tensorrt-rtx"
-        return Finding(
-            topic="targets", name=flavour.name, value="cannot build here", state="note", meaning=meaning, fix=fix
-        )
-    meaning = "builds ahead of time for target.compute_capability, published as unverified; running needs an NVIDIA GPU"
+        meaning = f"it builds on the GPU that will run the engine, and {_NO_GPU}"
+        return _target(flavour.name, version=version, meaning=meaning, fix=elsewhere)
+    meaning = f"built ahead of time for target.compute_capability, published as unverified; {_NO_GPU}"
+    fix = "edgeopt.load, or edgeopt accept, on a device with such a GPU"
+    return _target(flavour.name, builds=True, version=version, meaning=meaning, fix=fix)
+
+
+def _target(name: str, *, builds: bool = False, runs: bool = False, version: str = "", **more: str) -> Finding:
+    """What a target is good for here; an installed library that can do nothing is worth a look."""
+    if builds:
+        can = "builds and runs here" if runs else "builds but does not run here"
+    else:
+        can = "neither builds nor runs here"
+    value = f"{version}, {can}" if version else can
     return Finding(
-        topic="targets", name=flavour.name, value=f"{version}, builds but does not run here", meaning=meaning
+        topic="targets",
+        name=name,
+        value=value,
+        state="note" if version and not builds else "ok",
+        **more,
     )
 
 
 def check_gpu(host: Host) -> list[Finding]:
-    """An NVIDIA GPU with a loaded driver."""
-    if device.gpu_present(host=host):
-        return [
-            Finding(
-                topic="gpu",
-                name="nvidia",
-                value="present",
-                meaning="candidates are measured on the CPU; engines are built, not timed",
-            )
-        ]
-    return [Finding(topic="gpu", name="nvidia", value="none, or its driver is not loaded")]
+    """The NVIDIA GPUs whose driver is loaded, and the driver's version where it tells."""
+    if not device.gpu_present(host=host):
+        return [Finding(topic="gpu", name="nvidia", value="none, or its driver is not loaded")]
+    driver = device.gpu_driver(host=host)
+    meaning = "engines are built, judged and timed on it for the targets tensorrt and tensorrt-rtx"
+    names = ", ".join(device.gpu_names(host=host)) or "present"
+    value = f"{names}, driver {driver}" if driver else names
+    return [Finding(topic="gpu", name="nvidia", value=value, meaning=meaning)]
 
 
 def check_inotify(host: Host) -> list[Finding]:

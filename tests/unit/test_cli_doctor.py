@@ -175,3 +175,46 @@ def test_config_show_prints_what_config_check_accepts(tmp_path: Path, capsys: py
     again = tmp_path / "again.yaml"
     again.write_text(shown)
     assert main(["config", "check", str(again)]) == 0
+
+
+GPU = {"proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t NVIDIA GeForce RTX 4090\n"}
+DRIVER = {"proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5\n"}
+
+
+@pytest.mark.parametrize(
+    ("name", "has", "gpu", "value", "said", "fix"),
+    [
+        ("tensorrt", (), False, "neither builds nor runs here", "no NVIDIA GPU", "--prepare"),
+        ("tensorrt", (), True, "neither builds nor runs here", "not installed", "pip install tensorrt"),
+        ("tensorrt", ("tensorrt",), False, "11.4, neither builds nor runs here", "no NVIDIA GPU", "--prepare"),
+        ("tensorrt", ("tensorrt",), True, "11.4, builds but does not run here", "cuda-bindings", "edgeopt[gpu]"),
+        ("tensorrt", ("tensorrt", "cuda-bindings"), True, "11.4, builds and runs here", "timed on the GPU", ""),
+        ("tensorrt-rtx", (), False, "neither builds nor runs here", "not installed", "edgeopt[tensorrt-rtx]"),
+        ("tensorrt-rtx", ("tensorrt-rtx",), False, "11.4, builds but does not run here", "unverified", "accept"),
+        ("tensorrt-rtx", ("tensorrt-rtx", "cuda-bindings"), True, "11.4, builds and runs here", "timed", ""),
+        ("cpu", ("onnxruntime",), False, "builds and runs here", "", ""),
+        ("cpu", (), False, "neither builds nor runs here", "onnxruntime is not installed", "pip install onnxruntime"),
+        ("arm", ("onnxruntime",), False, "builds but does not run here", "unverified", "edgeopt accept"),
+        ("arm", (), False, "neither builds nor runs here", "not installed", "pip install onnxruntime"),
+    ],
+)
+def test_target_says_whether_it_builds_and_runs_and_what_to_do(
+    tmp_path: Path, *, name: str, has: tuple[str, ...], gpu: bool, value: str, said: str, fix: str
+) -> None:
+    there = host(tmp_path, {"proc/cpuinfo": "processor: 0\nflags: avx2\n"} | (GPU if gpu else {}))
+    findings = checkup.check_targets(
+        there,
+        installed_flavour=lambda flavour: "11.4" if flavour.name in has else None,
+        version_of=lambda library: "1.0" if library in has else None,
+    )
+    assert [finding.name for finding in findings] == ["cpu", "arm", "tensorrt", "tensorrt-rtx"]
+    found = only(findings, name)
+    assert (found.value, bool(found.fix)) == (value, bool(fix))
+    assert said in found.meaning
+    assert fix in found.fix
+
+
+def test_gpu_is_named_with_its_driver(tmp_path: Path) -> None:
+    assert only(checkup.check_gpu(host(tmp_path, {})), "nvidia").value == "none, or its driver is not loaded"
+    there = host(tmp_path, GPU | DRIVER)
+    assert only(checkup.check_gpu(there), "nvidia").value == "NVIDIA GeForce RTX 4090, driver 550.54.15"

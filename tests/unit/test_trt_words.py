@@ -82,7 +82,8 @@ def test_parser_fault_is_one_sentence_with_operator_and_node(fault: ParseFault, 
 
 
 def test_build_without_a_word_still_gives_a_sentence() -> None:
-    assert refused(NO_DRIVER).message.endswith("it gave no reason")
+    assert refused(NO_DRIVER).message.endswith("CUDA finds no GPU or no driver, which this build needs")
+    assert refused().message.endswith("it gave no reason")
     assert refused().hint
 
 

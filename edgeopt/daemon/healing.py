@@ -93,7 +93,7 @@ class Healing:
         house = self._house
         self._tried.clear()
         house.models.compare()
-        for model in house.models.known():
+        for model in house.models.unwell():
             if model.facts.stale:
                 changed = fingerprint.changes(model.then, fingerprint.here(model.then.runtime))
                 house.log.warning(
@@ -108,7 +108,7 @@ class Healing:
     def _make_anew(self) -> bool:
         """Stage the next source where nothing else waits."""
         house = self._house
-        needs = (need for model in house.models.known() if (need := need_of(model)) is not None)
+        needs = (need for model in house.models.unwell() if (need := need_of(model)) is not None)
         need = next((need for need in needs if need not in self._tried), None)
         if need is None or any(house.store.counts()[state] for state in ACTIVE):
             return False
@@ -206,7 +206,7 @@ class Healing:
         house = self._house
         untried = (
             model.shelf
-            for model in house.models.known()
+            for model in house.models.unwell()
             if (mark := model.shelf.marks.get(model.shelf.current)) is not None and mark.kind == ON_TRIAL
         )
         if (found := next(untried, None)) is None:

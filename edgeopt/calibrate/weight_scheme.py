@@ -12,7 +12,7 @@ from edgeopt.graph import nbits, portable
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 LEVELS = ("integer", "affine", "palette", "ternary")
-COMPENSATIONS = ("none", "gptq")
+COMPENSATIONS = ("none", "gptq", "hqq")
 FORMS = ("unpacked", "kernel", "portable")
 _KERNEL_BLOCK = 32
 
@@ -37,6 +37,11 @@ class WeightScheme:
     def kernel_block(self) -> int:
         return self.block or _KERNEL_BLOCK
 
+    @property
+    def has_zeros(self) -> bool:
+        """Evenly spaced levels with a zero for each block, which half-quadratic splitting finds."""
+        return self.levels == "affine" or self.compensation == "hqq"
+
     def check(self) -> None:
         """Raises :class:`~edgeopt.errors.PassFailed` for what has no representation."""
         if self.bits not in WIDTHS or self.table_bits not in (0, *WIDTHS):
@@ -51,9 +56,14 @@ class WeightScheme:
         ):
             if value not in known:
                 raise PassFailed(f"{name} is {value!r}", hint=f"Use one of {', '.join(known)}.")
+        if self.compensation == "hqq" and self.levels not in ("integer", "affine"):
+            raise PassFailed(
+                f"half-quadratic splitting finds zeros of evenly spaced levels, not of {self.levels} ones",
+                hint="Use levels=affine, or compensation=gptq.",
+            )
         if self.form == "kernel":
             self._check_kernel()
-        if self.form == "portable" and (self.bits not in portable.BITS or self.levels != "integer"):
+        if self.form == "portable" and (self.bits not in portable.BITS or self.levels != "integer" or self.has_zeros):
             raise PassFailed(
                 f"DequantizeLinear has no {self.bits}-bit {self.levels} levels",
                 hint="Use integer levels of 4 or 8 bits.",
@@ -70,10 +80,11 @@ class WeightScheme:
             )
 
     def _check_kernel(self) -> None:
-        known = self.bits in nbits.BITS and self.kernel_block in nbits.BLOCKS
-        if not known or self.levels != "integer" or self.accuracy_level not in nbits.ACCURACY_LEVELS:
+        known = self.bits in (nbits.ZERO_BITS if self.has_zeros else nbits.BITS) and self.kernel_block in nbits.BLOCKS
+        evenly = self.levels in ("integer", "affine")
+        if not known or not evenly or self.accuracy_level not in nbits.ACCURACY_LEVELS:
             raise PassFailed(
                 f"MatMulNBits has no {self.bits}-bit {self.levels} levels in blocks of {self.kernel_block} "
                 f"at accuracy level {self.accuracy_level}",
-                hint="Use integer levels of 2, 4 or 8 bits, a block of 16, 32, 64, 128 or 256, and accuracy level 0 or 4.",
+                hint="Use integer levels of 2, 4 or 8 bits (affine: 2 or 4), a block of 16, 32, 64, 128 or 256, accuracy level 0 or 4.",
             )

@@ -2,7 +2,8 @@
 
 Stands under ``passes.quantize_weights``; codes and scales come in ready. Unlike ``unpack`` the weights stay packed in memory, and at accuracy level 4
 the kernel multiplies in int8: fewer bytes to move, which pays for few rows and costs for many. The kernel reads
-``(code - 2^(bits-1)) * scale`` with one scale for each block of inputs to an output, least code first in each byte.
+``(code - zero) * scale`` with one scale for each block of inputs to an output, least code first in each byte; the zero is 2^(bits-1), or a
+float32 of the block's own. With zeros of their own the weights are multiplied in float, whatever the accuracy level.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from edgeopt.graph.qdq import QdqWriter
 from edgeopt.graph.quantizable import Layer
 
 BITS = (2, 4, 8)
+ZERO_BITS = (2, 4)
+"""The kernel takes zero points in float for these only."""
 BLOCKS = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 4)
 _DOMAIN = "com.microsoft"
@@ -40,8 +43,16 @@ class KernelWriter:
         self._writer = QdqWriter(model)
         self._accuracy_level = accuracy_level
 
-    def write(self, weight: Weight, codes: NDArray[np.uint8], scale: NDArray[np.float32], *, bits: int) -> None:
-        """Every reader of ``weight`` becomes the kernel. ``codes``: (outputs, inputs), ``scale``: (outputs, blocks)."""
+    def write(
+        self,
+        weight: Weight,
+        codes: NDArray[np.uint8],
+        scale: NDArray[np.float32],
+        *,
+        bits: int,
+        zero: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Every reader of ``weight`` becomes the kernel. ``codes``: (outputs, inputs), ``scale`` and ``zero``: (outputs, blocks)."""
         outputs, inputs = codes.shape
         attributes = {
             "K": inputs,
@@ -55,6 +66,8 @@ class KernelWriter:
             self._writer.constant(f"{weight.name}_packed", packed),
             self._writer.constant(f"{weight.name}_scale", scale),
         ]
+        if zero is not None:
+            constants.append(self._writer.constant(f"{weight.name}_zero", zero))
         self._model.graph.opset_imports.setdefault(_DOMAIN, 1)
         for use in list(weight.value.uses()):
             self._replace(use.node, constants, attributes)

@@ -12,11 +12,11 @@ Settings (all optional):
 - ``levels``       integer | affine (a zero for each block, HQQ) | palette (k-means) | ternary (three levels, 1.6 bits)
 - ``block``        inputs that share a scale within an output channel; 0: all of them
 - ``table_bits``   bits of lookup tables; 0: as ``bits``
-- ``compensation`` none | gptq, see ``calibrate.compensate``; needs calibration samples
+- ``compensation`` none | gptq, see ``calibrate.compensate``; needs calibration samples | hqq: as ``levels=affine``, needs none
 - ``small``        share of all weights, smallest tensors first, that stay in 8 bits: they are cheap and often the most sensitive
 - ``noise``        largest noise-to-signal power of a layer's output (of the weight itself without samples): a weight that misses it gets more bits
 - ``mean_bits``    bits a weight on average, spent where the outputs need them (see ``calibrate.allocation``) from ``bits`` up; 0: all the same
-- ``form``         unpacked | kernel (MatMul and Gemm as com.microsoft MatMulNBits: 2, 4 or 8 bits, integer levels, a block of 16 to 256, 0: 32) |
+- ``form``         unpacked | kernel (MatMul and Gemm as com.microsoft MatMulNBits: 2, 4 or 8 bits, integer levels, or 2 or 4 affine ones, a block of 16 to 256, 0: 32) |
                    portable (Conv, MatMul and Gemm behind DequantizeLinear: int8 by channel, or int4, by block where the weight is a matrix; opset 21, the rest stays float)
 - ``accuracy_level`` of MatMulNBits: 0 (float) or 4 (int8 activations)
 - ``skip``         JSON list of names of weights or nodes that stay float
@@ -187,9 +187,14 @@ def _write_kernels(model: ir.Model, found: list[Weight], plan: _Plan) -> list[We
             left.append(weight)
             continue
         rows, moments = weight.rows(), plan.grams.get(weight.name)
-        grid = codebook.fit_levels(rows, codebook.integer_levels(scheme.bits), block=block)
+        if scheme.has_zeros:
+            grid = codebook.fit_affine(rows, scheme.bits, block=block)
+        else:
+            grid = codebook.fit_levels(rows, codebook.integer_levels(scheme.bits), block=block)
         codes = _codes(rows, grid, moments)
-        writer.write(weight, codes, grid.scale.astype(np.float32) * grid.step, bits=scheme.bits)
+        # the kernel counts codes, the grid's zero counts levels
+        zero = None if grid.zero is None else grid.zero.astype(np.float32) / grid.step
+        writer.write(weight, codes, grid.scale.astype(np.float32) * grid.step, bits=scheme.bits, zero=zero)
     return left
 
 
@@ -239,7 +244,7 @@ def _grid(weight: Weight, rows: Rows, scheme: WeightScheme, bits: int) -> Grid:
     block = codebook.block_of(rows.shape[1], scheme.block if weight.may_block else 0)
     if scheme.levels == "palette":
         return codebook.fit_palette(rows, 1 << bits, block=block)
-    if scheme.levels == "affine":
+    if scheme.has_zeros:
         return codebook.fit_affine(rows, bits, block=block)
     if scheme.levels == "ternary" and bits == min(WIDTHS):
         return codebook.fit_levels(rows, codebook.ternary_levels(), block=block)

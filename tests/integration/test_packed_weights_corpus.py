@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from edgeopt.calibrate import codebook
 from edgeopt.graph import check
 from edgeopt.passes import FoldBatchNorm, QuantizeWeights, Tidy
 
@@ -75,3 +76,21 @@ def test_allocated_bits_beat_even_ones_on_the_text_detector() -> None:
     ratio, allocated = real.pack(bits=3, mean_bits=4.0, **PALETTE)
     assert ratio > 0.97 * even_ratio
     assert allocated < 0.75 * even
+
+
+@pytest.mark.parametrize(("bits", "gain"), [(4, 1.1), (3, 1.25), (2, 1.7)])
+def test_half_quadratic_splitting_needs_no_data_and_beats_rounding_to_nearest(bits: int, gain: float) -> None:
+    model = ir.load(CORPUS / "magika_v3_3" / "model.onnx")
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    arrays = [weight.numpy() for weight in weights if weight is not None and weight.dtype == ir.DataType.FLOAT]
+    rounded = solved = 0.0
+    for array in (each for each in arrays if each.ndim >= 2 and each.size >= 4096 and each.size % 64 == 0):
+        rows = np.ascontiguousarray(array, np.float32).reshape(-1, 64)
+        low, high = rows.min(axis=1, keepdims=True), rows.max(axis=1, keepdims=True)
+        scale = np.maximum(high - low, 1e-12) / (2**bits - 1)
+        zero = np.rint(-low / scale)
+        nearest = (np.clip(np.rint(rows / scale + zero), 0, 2**bits - 1) - zero) * scale
+        grid = codebook.fit_affine(rows, bits, block=64)
+        rounded += float(np.square(nearest - rows).sum())
+        solved += float(np.square(grid.decode(grid.encode(rows)) - rows).sum())
+    assert solved * gain < rounded

@@ -83,6 +83,24 @@ def test_a_zero_for_each_block_follows_shifted_weights(seed: int, shift: float) 
     assert np.sqrt(power(grid.decode(grid.encode(weight)) - weight) / weight.size) <= 0.5 * step
 
 
+@given(seed=st.integers(0, 999), bits=st.sampled_from((2, 3, 4)), tail=st.floats(3, 12))
+def test_half_quadratic_splitting_is_never_worse_than_rounding_to_the_nearest_of_the_span(
+    seed: int, bits: int, tail: float
+) -> None:
+    weight = np.random.default_rng(seed).standard_t(tail, (8, 64)).astype(np.float32)
+    grid = codebook.fit_affine(weight, bits, block=64)
+    found = power(grid.decode(grid.encode(weight)) - weight)
+    assert found <= 1.05 * power(nearest_of_the_span(weight, bits) - weight)
+
+
+def nearest_of_the_span(weight: np.ndarray, bits: int) -> np.ndarray:
+    """Plain asymmetric rounding, one scale a row."""
+    low, high = weight.min(axis=1, keepdims=True), weight.max(axis=1, keepdims=True)
+    scale = (high - low) / (2**bits - 1)
+    zero = np.rint(-low / scale)
+    return (np.clip(np.rint(weight / scale + zero), 0, 2**bits - 1) - zero) * scale
+
+
 def test_block_of_zeros_stays_exactly_zero() -> None:
     weight = rows(0, 3, 32)
     weight[1] = 0

@@ -206,6 +206,17 @@ def test_matrices_keep_their_packed_weights_with_the_kernel(bits: int, level: in
     assert noise(model, made) < (5e-2 if bits == 4 else 1e-3)
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_kernel_takes_the_zeros_that_half_quadratic_splitting_finds(bits: int, tmp_path: Path) -> None:
+    model = matrices()
+    made = pack(model, samples=0, bits=bits, form="kernel", compensation="hqq", small=0.0)
+    unpacked = pack(model, samples=0, bits=bits, compensation="hqq", block=32, small=0.0)
+    kernels = [node for node in optimized(made, tmp_path).graph.node if node.op_type == "MatMulNBits"]
+    assert len(kernels) == 3
+    assert all(node.input[3] for node in kernels)
+    assert noise(model, made) == pytest.approx(noise(model, unpacked), rel=0.02)
+
+
 def test_kernel_leaves_what_it_cannot_take_to_unpacking(tmp_path: Path) -> None:
     model = embeddings()
     made = pack(model, bits=4, form="kernel", block=128)
@@ -253,6 +264,8 @@ def test_weights_in_constant_nodes_are_packed_too() -> None:
         ({"small": 1.5}, "out of its range"),
         ({"bits": 6, "form": "kernel"}, "6-bit integer"),
         ({"bits": 4, "form": "kernel", "levels": "palette"}, "4-bit palette"),
+        ({"bits": 8, "form": "kernel", "compensation": "hqq"}, "8-bit integer"),
+        ({"bits": 4, "levels": "palette", "compensation": "hqq"}, "half-quadratic"),
         ({"bits": 4, "form": "kernel", "block": 48}, "blocks of 48"),
         ({"bits": 4, "form": "kernel", "accuracy_level": 2}, "accuracy level 2"),
         ({"bits": 6, "form": "portable"}, "6-bit integer"),

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.cli import options, tables
 from edgeopt.cli.child import ask
+from edgeopt.daemon import gate_bundle
 from edgeopt.daemon.printable import printable
-from edgeopt.errors import UsageError
+from edgeopt.errors import BadBundle, UsageError
+from edgeopt.layout import BUNDLE_SUFFIX
 
 if TYPE_CHECKING:
     from edgeopt.cli.main import Subparsers
@@ -25,7 +27,9 @@ def add_parser(subparsers: Subparsers) -> None:
         help="what a model or an artifact is",
         description="Inputs, outputs, operators, precision of each layer, size and provenance of a model or an artifact.",
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="a model file, or the folder of a published version")
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help="a model file, a bundle, or the folder of a published version"
+    )
     options.add_json(parser)
 
 
@@ -34,12 +38,50 @@ def run(arguments: argparse.Namespace) -> int:
     path: Path = arguments.path
     if not path.exists():
         raise UsageError(f"there is no file or folder {str(path)!r}", hint="Name an existing model.")
+    if path.suffix == BUNDLE_SUFFIX and path.is_file():
+        return _run_bundle(path, as_json=arguments.json)
     document = ask("edgeopt.worker.inspect", [str(path.absolute())])
     if arguments.json:
         options.print_json(document)
     else:
         print("\n".join(describe(document)))
     return 0
+
+
+def _run_bundle(path: Path, *, as_json: bool) -> int:
+    """Print what a bundle's document says; nothing else of it is opened."""
+    with path.open("rb") as file:
+        document = gate_bundle.document(file.fileno(), path.stat().st_size)
+    if as_json:
+        options.print_json(document)
+    else:
+        print("\n".join(describe_bundle(document)))
+    return 0
+
+
+def describe_bundle(document: Mapping[str, Any]) -> list[str]:
+    """A bundle's document as lines for people; :class:`~edgeopt.errors.BadBundle` where it is none."""
+    try:
+        source, target = document["source"], document["target"]
+        facts = {
+            "bundle": f"version {document['bundle']}, made by edgeopt {document['edgeopt']} on {document['machine']}",
+            "from": f"{source['file']} (sha256 {source['sha256'][:12]})",
+            "for": f"{target['name']} ({target['arch']}), not timed for any device",
+            "goal": f"{document['policy']['goal']['objective']}, max_drop {document['policy']['goal']['max_drop']:g}",
+            "judged on": f"{document['eval']['samples']} samples ({document['eval']['origin']})",
+        }
+        rows = tables.bundle_rows(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadBundle(
+            f"the bundle's document lacks what one holds: {error!r:.100}", hint="Prepare the bundle again."
+        ) from error
+    lines = [f"{title:<11} {printable(text)}" for title, text in facts.items()]
+    return [
+        *lines,
+        "",
+        "candidates, in the order in which they are measured",
+        *_indented(tables.plain(tables.BUNDLE_COLUMNS, rows)),
+    ]
 
 
 def describe(document: Mapping[str, Any]) -> list[str]:

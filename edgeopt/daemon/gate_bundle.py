@@ -8,10 +8,13 @@ newer bundle is told as such before anything else in it is found odd.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edgeopt.daemon import gate_zip
 from edgeopt.daemon.gate_zip import Member
@@ -57,6 +60,18 @@ def parts(fd: int, size_bytes: int, *, model_bytes: int) -> tuple[Part, ...]:
     if missing := {BUNDLE_FILE, CHECKSUMS_FILE} - {part.name for part in laid}:
         raise BadBundle(f"the bundle lacks {', '.join(sorted(missing))}", hint=_MADE_BY)
     return laid
+
+
+def document(fd: int, size_bytes: int) -> dict[str, Any]:
+    """What a bundle says of itself, for telling it; raises what :func:`parts` does, :class:`~edgeopt.errors.BadBundle` for no JSON object."""
+    (part,) = (part for part in parts(fd, size_bytes, model_bytes=size_bytes) if part.name == BUNDLE_FILE)
+    try:
+        found = json.loads(os.pread(fd, part.stop - part.start, part.start))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise BadBundle(f"the bundle's {BUNDLE_FILE} is no JSON object", hint="Copy the bundle again, whole.")
+    return found
 
 
 def sums(text: bytes, names: Sequence[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 
 from edgeopt import acceptance, device, wire
 from edgeopt.calibrate.samples import open_samples
-from edgeopt.cli import tables
+from edgeopt.cli import main, tables
 from edgeopt.errors import BadBundle, UnsupportedTarget
 from edgeopt.layout import BUNDLE_FILE, CHECKSUMS_FILE
 from edgeopt.records import (
@@ -41,6 +41,7 @@ from edgeopt.records import (
 from edgeopt.stages import bundle
 from edgeopt.stages.bundle import Bundle, Prepared
 from edgeopt.stages.reference import Reference
+from tests.bundles import members, packed
 
 ORIGIN = DataOrigin(sha256="0" * 64, samples=4, origin="drop")
 TARGET = Target(name="cpu", device="here", arch="x86_64", features=("avx2",), threads=2, memory_bytes=1 << 30)
@@ -320,3 +321,24 @@ def test_the_command_line_shows_rank_bytes_and_no_latency(tmp_path: Path) -> Non
         ("2", "b", "1.0 KiB", "nsr 0.3333, drop 0.0005 [0.0000, 0.0010]", "1.00"),
     ]
     assert all(len(row) == len(tables.BUNDLE_COLUMNS) for row in rows)
+
+
+def test_inspect_tells_what_a_bundle_says_without_opening_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _written(_prepared(tmp_path, _trial(tmp_path, "a", b"no model at all")), tmp_path)
+    assert main.main(["inspect", str(tmp_path / "out" / "net.edgeopt")]) == 0
+    said = capsys.readouterr().out
+    assert "from        net.onnx (sha256 111111111111)" in said
+    assert "cpu (x86_64), not timed for any device" in said
+    assert main.main(["inspect", "--json", str(tmp_path / "out" / "net.edgeopt")]) == 0
+    assert json.loads(capsys.readouterr().out)["candidates"][0]["recipe"]["steps"][0]["technique"] == "a"
+
+
+@pytest.mark.parametrize("document", [b"{}", b"[]", b"[" * 100_000, b'{"source": 1, "target": []}'])
+def test_inspect_refuses_a_document_that_says_nothing(
+    tmp_path: Path, document: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.edgeopt").write_bytes(packed(members(document)))
+    assert main.main(["inspect", str(tmp_path / "net.edgeopt")]) == 1
+    assert "the bundle's" in capsys.readouterr().err

@@ -154,6 +154,13 @@ def test_an_archive_or_a_model_that_is_no_bundle_is_told_so(inbox: Path) -> None
     refused(inbox, model_bytes(), BadBundle, "no zip archive")
 
 
+def test_a_bundle_under_a_models_name_is_told_what_it_is(inbox: Path) -> None:
+    (inbox / "digits.onnx").write_bytes(WHOLE)
+    with pytest.raises(NotAModel, match="a prepared bundle") as caught:
+        take(inbox)
+    assert caught.value.hint == "Rename it to NAME.edgeopt."
+
+
 # ---------------------------------------------------------------- malice
 @pytest.mark.parametrize("name", ["../../etc/cron.d/x", "/etc/passwd", "candidates/../../x", "..\\..\\x"])
 def test_a_name_that_leads_out_of_the_folder_is_refused(inbox: Path, name: str) -> None:

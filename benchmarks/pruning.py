@@ -1,7 +1,7 @@
 """What pruning costs and what wins it back: criteria and torch-pruning against each other, as removed, refitted and distilled.
 
     python benchmarks/pruning.py CORPUS [--only MODEL ...] [--work DIR] [--measure-only]
-        [--ratios 0.1,0.2,0.3,0.5] [--criteria l1,l2,...] [--methods removed,refitted,distilled] [--steps 1000] [--curve 25,50,100,200,400]
+        [--ratios 0.1,0.2,0.3,0.5] [--criteria l1,l2,...] [--methods removed,refitted,distilled] [--taught obs,random] [--steps 400] [--curve 25,50,100,200,800]
 
 Each row is one way to remove the same share of every family's units from the same clean model: the criterion chooses the units, the method says what is done for those who read them. ``distilled``
 is the original teaching the refitted student on the unlabelled calibration samples and views of them (at most 500 samples: the corpus has 50 to 180 a model); ``--curve`` gives the courses of other
@@ -15,6 +15,7 @@ load, latency does: on a quiet machine, ``--measure-only`` measures the latency 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ from edgeopt.errors import PassFailed
 
 MODELS = (DEMO, "efficientnet_lite0", "all_minilm_l6_v2", "ppocr_v4_det", "ddddocr_det")
 CRITERIA = ("obs", "random", "l1", "l2", "taylor", "entropy", "apoz", "variance", *peer.CRITERIA)
+TAUGHT = ("obs", "random", "torch-pruning l2")
+"""Teaching takes minutes: the best, the control and the peer."""
 MOST_SAMPLES = 500
 
 
@@ -59,8 +62,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--criteria", type=_listed(str), default=CRITERIA)
     parser.add_argument("--methods", type=_listed(str), default=("removed", "refitted", "distilled"))
     parser.add_argument("--families", default="inner", help="inner: not the streams that residual blocks add to")
-    parser.add_argument("--steps", type=int, default=1000, help="of a student's course")
-    parser.add_argument("--curve", type=_listed(int), default=(25, 50, 100, 200, 400), help="further courses")
+    parser.add_argument("--taught", type=_listed(str), default=TAUGHT, help="criteria whose students are taught")
+    parser.add_argument("--steps", type=int, default=400, help="of a student's course")
+    parser.add_argument("--curve", type=_listed(int), default=(25, 50, 100, 200, 800), help="further courses")
     parser.add_argument("--curve-of", type=_listed(str), default=("obs", "0.1"), metavar="CRITERION,RATIO")
     parser.add_argument("--batch", type=int, default=Lesson.batch)
     parser.add_argument("--learning-rate", type=float, default=0.0, help="0: searched for every student")
@@ -68,6 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=MOST_SAMPLES, help="unlabelled calibration samples, at most")
     parser.add_argument("--eval", type=int, default=600, help="eval samples, at most")
     parser.add_argument("--threads", type=int, default=1, help="that students are taught with")
+    parser.add_argument("--retry", action="store_true", help="try once more what could not be made")
     parser.add_argument("--measure-only", action="store_true", help="measure all latencies again and make nothing")
     return parser.parse_args()
 
@@ -79,12 +84,11 @@ def _listed(kind: Any) -> Any:
 def _questions(name: str, options: argparse.Namespace) -> Iterator[Question]:
     """The cheap ones of all criteria first; among the taught, the curve last."""
     for is_taught in (False, True):
-        for ratio in options.ratios:
-            for criterion in options.criteria:
-                for method in options.methods:
-                    if (method in making.TAUGHT) is is_taught:
-                        steps = options.steps if is_taught else 0
-                        yield _question(name, options, ratio=ratio, criterion=criterion, method=method, steps=steps)
+        criteria = [each for each in options.criteria if not is_taught or each in options.taught]
+        methods = [each for each in options.methods if (each in making.TAUGHT) is is_taught]
+        steps = options.steps if is_taught else 0
+        for ratio, criterion, method in itertools.product(options.ratios, criteria, methods):
+            yield _question(name, options, ratio=ratio, criterion=criterion, method=method, steps=steps)
     criterion, ratio = options.curve_of[0], float(options.curve_of[1])
     for steps in options.curve if "distilled" in options.methods else ():
         yield _question(name, options, ratio=ratio, criterion=criterion, method="distilled", steps=steps)
@@ -96,7 +100,9 @@ def _question(name: str, options: argparse.Namespace, **parts: Any) -> Question:
 
 def _answer(question: Question, subject: Subject, judge: Judge, options: argparse.Namespace) -> None:
     """Make and judge a candidate that has no row yet; what cannot be made is a row with its reason."""
-    if find(read(subject.folder), question) is not None:
+    rows = read(subject.folder)
+    known = find(rows, question)
+    if known is not None and not (known["failure"] and options.retry):
         return
     lesson = Lesson(
         batch=options.batch, learning_rate=options.learning_rate, inputs=options.inputs, threads=options.threads
@@ -110,7 +116,7 @@ def _answer(question: Question, subject: Subject, judge: Judge, options: argpars
     else:
         row["notes"] = made.notes
         row["numbers"] = judge.numbers(subject.made(question)) | {"cpu_seconds": time.process_time() - began}
-    write(subject.folder, [*read(subject.folder), row])
+    write(subject.folder, [*(other for other in rows if other is not known), row])
     print(f"{question.model} {question.key}: {row['failure'] or row['numbers']}", file=sys.stderr, flush=True)
 
 

@@ -23,7 +23,7 @@ from edgeopt.graph import shrink
 from edgeopt.graph.groups import Family
 from edgeopt.integrity import sha256_of
 
-from .questions import Question, Subject
+from .questions import CLASSIFIERS, Question, Subject
 
 CRITERIA = {"torch-pruning l2": "magnitude", "torch-pruning taylor": "taylor"}
 """``magnitude``: its default, the l2 norm of the whole group; ``taylor``: of the cross entropy with the model's own answers as labels, since there are no others."""
@@ -34,6 +34,8 @@ _SAMPLES = 32
 
 def choose(question: Question, subject: Subject) -> tuple[Removed, dict[str, Any]]:
     """(units by family, notes); :class:`~edgeopt.errors.PassFailed` with the peer's last words where it fails."""
+    if CRITERIA[question.criterion] == "taylor" and subject.name not in CLASSIFIERS:
+        raise PassFailed("torch-pruning taylor: without class scores there is no loss to take gradients of here")
     _, found = subject.parts
     scheme = PruneScheme(ratio=question.ratio, families=question.families)
     families = removal.candidates(found.families, scheme)

@@ -110,7 +110,20 @@ def _linear(node: onnx.NodeProto, constants: dict[str, np.ndarray], bias: np.nda
     return _filled(nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None), weight, bias)
 
 
-_LAYERS: dict[str, Any] = {"Conv": _convolution, "Gemm": _linear, "MatMul": _linear}
+def _transposed(node: onnx.NodeProto, constants: dict[str, np.ndarray], _bias: Any) -> nn.ConvTranspose2d:
+    settings, weight = _settings(node), constants[node.input[1]]
+    strides, pads = settings.get("strides", (1, 1)), settings.get("pads", (0, 0, 0, 0))
+    shape = weight.shape
+    made = nn.ConvTranspose2d(shape[0], shape[1], shape[2:], strides, tuple(pads[:2]), bias=len(node.input) > 2)
+    return _filled(made, weight, constants[node.input[2]] if len(node.input) > 2 else None)
+
+
+_LAYERS: dict[str, Any] = {
+    "Conv": _convolution,
+    "ConvTranspose": _transposed,
+    "Gemm": _linear,
+    "MatMul": _linear,
+}
 
 
 def _filled(layer: Any, weight: np.ndarray, bias: np.ndarray | None) -> Any:
@@ -144,11 +157,21 @@ def _unsqueeze(_settings: dict[str, Any], data: torch.Tensor, axes: torch.Tensor
     return data
 
 
-def _slice(_settings: dict[str, Any], data: torch.Tensor, *places_given: torch.Tensor) -> torch.Tensor:
-    start, end, axis = (int(each) for each in (*places_given, torch.tensor(0))[:3])
+def _slice(_settings: dict[str, Any], data: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+    starts, ends, *rest = [[int(each) for each in part] for part in given]
+    axes, steps = rest[0] if rest else [0], rest[1] if len(rest) > 1 else [1] * len(starts)
     places = [slice(None)] * data.dim()
-    places[axis] = slice(start, min(end, data.shape[axis]))
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        places[axis] = slice(start, min(end, data.shape[axis]), step)
     return data[tuple(places)]
+
+
+def _resize(
+    _settings: dict[str, Any], data: torch.Tensor, _region: Any, scales: Any, sizes: Any = None
+) -> torch.Tensor:
+    if scales is not None and scales.numel():
+        return functional.interpolate(data, scale_factor=[float(each) for each in scales[2:]])
+    return functional.interpolate(data, [int(each) for each in sizes[2:]])
 
 
 _OPERATORS: dict[str, Any] = {
@@ -171,6 +194,7 @@ _OPERATORS: dict[str, Any] = {
     "Unsqueeze": _unsqueeze,
     "Squeeze": lambda _s, a: a.squeeze(),
     "Slice": _slice,
+    "Resize": _resize,
     "Cast": lambda _s, a: a.to({1: torch.float32, 7: torch.int64, 9: torch.bool}[_s["to"]]),
     "Range": lambda _s, start, end, by: torch.arange(int(start), int(end), int(by)),
     "GreaterOrEqual": lambda _s, a, b: a >= b,
@@ -245,7 +269,7 @@ def main() -> None:
 
 
 def _outputs(layer: Any) -> int:
-    return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ tensorrt: $(VENV)/dev.stamp  ## what edgeopt uses of TensorRT against its real r
 
 bench: $(VENV)/dev.stamp  ## the benchmarks on real models, whose folder is in EDGEOPT_CORPUS
 	@test -n "$$EDGEOPT_CORPUS" || { echo "name the folder of the real models: make bench EDGEOPT_CORPUS=DIR" >&2; exit 2; }
-	@for script in $(filter-out benchmarks/corpus_models.py benchmarks/peers.py,$(wildcard benchmarks/*.py)); do \
+	@for script in $(filter-out benchmarks/corpus_models.py benchmarks/peers.py benchmarks/pruning.py,$(wildcard benchmarks/*.py)); do \
 	  echo "== $$script"; $(BIN)/python "$$script" "$$EDGEOPT_CORPUS" || exit 1; done
 
 check: lint type arch test  ## all of it, as continuous integration does

@@ -11,11 +11,10 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from edgeopt.errors import MeasureFailed, UnsupportedModel
 from edgeopt.protocols import EngineBuilder, Runtime, Samples
-from edgeopt.records import Artifact, Measurement, Recipe
+from edgeopt.records import Artifact, Measurement
 from edgeopt.stages import ahead, attempt, baseline, quality
 from edgeopt.stages.attempt import Workbench
 
@@ -48,5 +47,5 @@ def aimed(bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples], run
 
 def examine(artifact: Artifact, bench: Workbench, *, engines: Runtime) -> tuple[Artifact, Measurement]:
     """The engine of ``artifact``'s ONNX file, judged and timed as it will serve."""
-    engine = engines.compile(Path(artifact.path), Recipe(), bench.target)
+    engine = ahead.candidate_engine(artifact, bench, engines)
     return engine, attempt.measured(engine, bench)

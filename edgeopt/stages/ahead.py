@@ -19,6 +19,7 @@ from edgeopt.protocols import EngineBuilder, Runtime, Samples
 from edgeopt.records import Artifact, Event, Interval, Latency, Measurement, Quality, Recipe, Trial
 from edgeopt.stages import quality
 from edgeopt.stages.attempt import Workbench
+from edgeopt.stages.events import staged
 
 _NOT_TIMED = Latency(p50_ms=0.0, p90_ms=0.0, p99_ms=0.0)
 _SHAPES_LOOKED_AT = 256
@@ -49,9 +50,16 @@ def original_engine(bench: Workbench, builder: EngineBuilder, sets: Iterable[Sam
         file = bench.folder / "candidates" / Recipe().id / ARTIFACT_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         save.save(bench.model, file)
-        return engines, engines.compile(file, Recipe(), bench.target)
+        with staged("build", bench.emit, inside="baseline"):
+            return engines, engines.compile(file, Recipe(), bench.target)
     except CompileFailed as error:
         raise UnsupportedModel(error.message, hint=error.hint) from error
+
+
+def candidate_engine(artifact: Artifact, bench: Workbench, engines: Runtime) -> Artifact:
+    """The engine of ``artifact``'s ONNX file, beside it; raises :class:`~edgeopt.errors.CompileFailed`."""
+    with staged("build", bench.emit, inside="measure"):
+        return engines.compile(Path(artifact.path), Recipe(), bench.target)
 
 
 def tell(bench: Workbench, share: float, words: str) -> None:
@@ -66,7 +74,7 @@ def examine(artifact: Artifact, bench: Workbench, *, engines: Runtime) -> tuple[
     """The engine of ``artifact``'s ONNX file, and how right that file is in ONNX Runtime."""
     with bench.start(artifact) as candidate:
         verdict = quality.judge(bench.reference, candidate.run, bench.goal, seed=bench.seed)
-    engine = engines.compile(Path(artifact.path), Recipe(), bench.target)
+    engine = candidate_engine(artifact, bench, engines)
     original = bench.baseline.artifact
     return engine, _unmeasured(engine, verdict, original or engine)
 

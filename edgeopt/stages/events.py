@@ -12,9 +12,11 @@ Emit = Callable[[Event], None]
 
 
 @contextmanager
-def staged(stage: str, emit: Emit) -> Iterator[None]:
-    """Say that ``stage`` begins and, when it ends well, how many seconds it took."""
+def staged(stage: str, emit: Emit, *, inside: str = "") -> Iterator[None]:
+    """Say that ``stage`` begins and, when it ends well, how many seconds it took, and that the one it is ``inside`` goes on."""
     started = time.monotonic()
     emit(Event(kind="stage", fields={"stage": stage}))
     yield
     emit(Event(kind="stage_done", fields={"stage": stage, "seconds": time.monotonic() - started}))
+    if inside:
+        emit(Event(kind="stage", fields={"stage": inside}))

@@ -115,6 +115,11 @@ def test_engines_are_judged_and_timed_where_their_gpu_is(copier: Copier, tmp_pat
     assert (tmp_path / "out" / manifest["artifact"]["file"]).exists()
     assert copier.limit_s == 50.0
     assert {next(iter(each.values())) for each in copier.seen} == {(1, 1, 8, 8)}
+    stages = [event.fields["stage"] for event in events if event.kind == "stage"]
+    assert stages == [
+        *("ingest", "plan", "baseline", "build", "baseline"),
+        *("compress", "compile", "measure", "build", "measure", "select", "report"),
+    ]
     told = [event.fields["text"] for event in events if event.kind == "progress"]
     assert "original: engine: Building engine, 3 of 6" in told
     assert "tidy: engine: Building engine, 3 of 6" in told

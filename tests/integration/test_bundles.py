@@ -17,10 +17,9 @@ import edgeopt
 from edgeopt import device, oneshot
 from edgeopt.cli import main
 from edgeopt.cli.optimize import read_recipe
-from edgeopt.daemon import drops, intake
 from edgeopt.errors import UsageError
 from edgeopt.layout import BUNDLE_FILE
-from edgeopt.records import Goal, Policy, Search, WorkerLimits
+from edgeopt.records import Goal, Policy, Search
 from tests.bundles import altered, packed, unpacked
 from tests.published import check_whole
 
@@ -29,7 +28,7 @@ COMMAND = [sys.executable, "-m", "edgeopt"]
 INT8 = '[{"technique": "tidy"}, {"technique": "quantize_static", "method": "min_max", "per_channel": true}]'
 SIZE = Policy(goal=Goal(objective="size", max_drop=0.02), search=Search(budget_s=20.0))
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def prepare(out: Path, recipe: str = INT8) -> oneshot.Bundled:
@@ -85,7 +84,7 @@ def test_preparing_for_a_gpu_needs_none_here(tmp_path: Path) -> None:
         [*COMMAND, *words, "--recipe", '[{"technique": "tidy"}]', "--prepare", "--out", str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -114,11 +113,9 @@ def test_copied_bundle_is_measured_here_and_published_with_its_evidence(made: on
         assert np.mean(np.asarray(found) == arrays["labels"][:50]) >= 0.9
 
 
-def test_a_worse_model_does_not_win_by_what_its_bundle_says_and_nothing_that_makes_models_is_imported(
-    made: oneshot.Bundled, tmp_path: Path
-) -> None:
-    """The bundle claims quality for a model that answers differently; what counts is what is seen here."""
-    found = unpacked(made.file)
+def with_worse_model(bundle: Path) -> bytes:
+    """The bundle with a candidate that answers differently, while the document still claims quality for it."""
+    found = unpacked(bundle)
     document = json.loads(found[BUNDLE_FILE])
     model = onnx.load_from_string(found.pop(f"candidates/{document['candidates'][0]['address']}/model.onnx"))
     for weight in model.graph.initializer:
@@ -127,52 +124,18 @@ def test_a_worse_model_does_not_win_by_what_its_bundle_says_and_nothing_that_mak
     worse = model.SerializeToString()
     address = hashlib.sha256(worse).hexdigest()
     document["candidates"][0] |= {"address": address, "lossless": True}
-    found |= {BUNDLE_FILE: json.dumps(document).encode(), f"candidates/{address}/model.onnx": worse}
-    file = tmp_path / "digits.edgeopt"
-    file.write_bytes(packed(found))
-    staged = intake.stage(drops.of_paths(file), staging_root=tmp_path / "staging", policy=SIZE, limits=WorkerLimits())
-    loaded = modules_of_acceptance(staged.folder.root)
-    manifest = json.loads((staged.folder.out / "manifest.json").read_text())
-    assert manifest["recipe"] == []
-    assert "more than max_drop" in manifest["candidates"][1]["refused"]
-    making = ("torch", "onnxscript", "edgeopt.pipeline", "edgeopt.stages.planner", "edgeopt.passes", "edgeopt.training")
-    assert "edgeopt.acceptance" in loaded
-    assert [
-        name for name in loaded if name in making or name.startswith(("edgeopt.passes.", "edgeopt.training."))
-    ] == []
+    return packed(found | {BUNDLE_FILE: json.dumps(document).encode(), f"candidates/{address}/model.onnx": worse})
 
 
-def modules_of_acceptance(root: Path) -> list[str]:
-    """What a process has imported once it has accepted the staged bundle."""
-    code = """
-import sys
-from pathlib import Path
-from edgeopt import acceptance, wire
-from edgeopt.layout import JobFolder
-from edgeopt.records import JobOrder
-folder = JobFolder(Path(sys.argv[1]))
-acceptance.run(wire.loads(JobOrder, folder.order.read_bytes()), folder, folder.work / "cache", lambda event: None)
-print(*sorted(sys.modules))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(root)], capture_output=True, text=True, timeout=110, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
-
-
-def test_bundle_dropped_into_an_inbox_is_accepted_by_the_daemon_and_one_for_another_processor_refused(
+def test_daemon_accepts_dropped_bundles_believes_none_and_refuses_those_for_other_processors(
     made: oneshot.Bundled, tmp_path: Path
 ) -> None:
     folders = {name: tmp_path / name for name in ("inbox", "published", "rejected", "state")}
     folders["inbox"].mkdir()
-    document = made.document
-    # measured and not chosen: the confirmation in fresh processes is what would take long
-    policy = document["policy"] | {"goal": document["policy"]["goal"] | {"min_speedup": 1000.0}}
-    (folders["inbox"] / "digits.edgeopt").write_bytes(altered(made.file, policy=policy))
-    other = {"x86_64": "aarch64"}.get(document["target"]["arch"], "x86_64")
-    elsewhere = altered(made.file, target=document["target"] | {"arch": other})
-    (folders["inbox"] / "elsewhere.edgeopt").write_bytes(elsewhere)
+    target = made.document["target"]
+    other = {"x86_64": "aarch64"}.get(target["arch"], "x86_64")
+    (folders["inbox"] / "digits.edgeopt").write_bytes(with_worse_model(made.file))
+    (folders["inbox"] / "elsewhere.edgeopt").write_bytes(altered(made.file, target=target | {"arch": other}))
     shutil.copy(made.file, folders["inbox"] / ".syncing.edgeopt.tmp")
     lines = [
         *(f"{name}: {path}" for name, path in folders.items()),
@@ -182,18 +145,26 @@ def test_bundle_dropped_into_an_inbox_is_accepted_by_the_daemon_and_one_for_anot
     config = tmp_path / "edgeopt.yaml"
     config.write_text("\n".join([*lines, 'http: {listen: "127.0.0.1:0"}']))
     done = subprocess.run(
-        [*COMMAND, "serve", "-c", str(config), "--once"], capture_output=True, text=True, timeout=110, check=False
+        [*COMMAND, "serve", "-c", str(config), "--once"], capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 1, done.stderr  # one of the two was refused
     manifest = check_whole(folders["published"] / "digits" / "current")
     assert manifest["prepared"]["source"]["file"] == "digits.onnx"
-    assert "not above min_speedup" in manifest["candidates"][1]["refused"]
+    assert manifest["recipe"] == []
+    assert "more than max_drop" in manifest["candidates"][1]["refused"]
     (rejected,) = folders["rejected"].iterdir()
     reason = json.loads((rejected / "reason.json").read_text())
     assert reason["code"] == "unsupported-target"
     assert f"cpu ({other}), and this device is" in reason["message"]
     assert reason["hint"].endswith(".")
     assert [path.name for path in folders["inbox"].iterdir()] == [".syncing.edgeopt.tmp"]
+
+
+def test_accepting_imports_nothing_that_makes_models() -> None:
+    code = "import edgeopt.acceptance, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
+    making = ("torch", "onnxscript", "edgeopt.pipeline", "edgeopt.stages.planner", "edgeopt.passes", "edgeopt.training")
+    assert [name for name in done.stdout.split() if name.startswith(making)] == []
 
 
 def test_bundle_and_model_are_told_apart_on_the_command_line(made: oneshot.Bundled, tmp_path: Path) -> None:

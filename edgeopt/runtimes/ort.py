@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import device
 from edgeopt.errors import CompileFailed, MeasureFailed
 from edgeopt.integrity import model_files, sha256_of
 from edgeopt.records import Artifact, Recipe, Scalar, Signature, Target
@@ -136,11 +135,8 @@ class OnnxRuntime:
 
 def session_settings(target: Target) -> tuple[tuple[str, Scalar], ...]:
     """The settings an artifact for ``target`` is measured and served with, sorted by name."""
-    # elsewhere than on ARM, int8 activations would be fused to no integer kernel: the graph would not be the one that ARM runs
-    signed = (("fuse_int8_activations", True),) if target.name == "arm" and not device.is_here(target) else ()
     return (
         ("execution_mode", "sequential"),
-        *signed,
         ("graph_optimization_level", "all"),
         ("inter_op_num_threads", 1),
         ("intra_op_num_threads", target.threads),

@@ -83,11 +83,11 @@ def _listed(kind: Any) -> Any:
 
 def _questions(name: str, options: argparse.Namespace) -> Iterator[Question]:
     """The cheap ones of all criteria first; among the taught, the curve last."""
-    for is_taught in (False, True):
-        criteria = [each for each in options.criteria if not is_taught or each in options.taught]
-        methods = [each for each in options.methods if (each in making.TAUGHT) is is_taught]
-        steps = options.steps if is_taught else 0
+    for is_cheap in (True, False):
+        criteria = [each for each in options.criteria if is_cheap or each in options.taught]
+        methods = [each for each in options.methods if (each in making.CHEAP) is is_cheap]
         for ratio, criterion, method in itertools.product(options.ratios, criteria, methods):
+            steps = options.steps if method in making.TAUGHT else 0
             yield _question(name, options, ratio=ratio, criterion=criterion, method=method, steps=steps)
     criterion, ratio = options.curve_of[0], float(options.curve_of[1])
     for steps in options.curve if "distilled" in options.methods else ():

@@ -85,6 +85,7 @@ METHODS: dict[str, Callable[[Question, Subject, Lesson], Made]] = {
     "distilled apart": distilled_apart,
     "distilled alone": distilled_alone,
 }
+CHEAP = ("removed", "refitted")
 TAUGHT = ("distilled", "distilled apart", "distilled alone")
 
 

@@ -12,7 +12,6 @@ def without_effect(config: Config) -> tuple[str, ...]:
     """One sentence for every key that is set to something this version does not do."""
     techniques = config.techniques
     asked = {
-        "target.name": config.target.name == "tensorrt",
         "techniques.merge": techniques.merge not in ("auto", "off"),
         "intake.keys": config.intake.keys is not None,
         "publish.to": bool(config.publish.to),

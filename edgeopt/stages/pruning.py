@@ -68,7 +68,10 @@ def refusal(bench: Workbench) -> str | None:
     if bench.evidence.synthetic or not bench.evidence.sample_count:
         return "no real samples were given, and without them a pruned model may not win"
     if bench.target.compute_capability or not device.is_here(bench.target):
-        return "what pruning gains is measured, and what this target takes cannot be timed here"
+        return (
+            "what pruning gains is measured, and what this target takes cannot be timed here; "
+            "settings of techniques.prune, such as ratio: 0.3, are tried all the same"
+        )
     return bench.passes[TECHNIQUE].refuse(bench.signature, bench.target)
 
 

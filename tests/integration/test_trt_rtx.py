@@ -19,7 +19,7 @@ import pytest
 from edgeopt import wire
 from edgeopt.errors import CompileFailed
 from edgeopt.integrity import sha256_of
-from edgeopt.passes import CastFp16, FoldBatchNorm, QuantizeStatic, QuantizeWeights, Tidy
+from edgeopt.passes import CastFp16, FoldBatchNorm, PruneChannels, QuantizeStatic, QuantizeWeights, Tidy
 from edgeopt.records import Artifact, EngineFacts, Recipe, TensorSpec
 from edgeopt.runtimes.trt import build, header
 from edgeopt.runtimes.trt.flavours import RTX, module_of
@@ -137,6 +137,15 @@ def test_depthwise_layers_left_float_cost_fewer_bytes_than_padded_int8_ones(tmp_
     assert ours.weights_bytes is not None
     assert padded.weights_bytes is not None
     assert ours.weights_bytes < padded.weights_bytes
+
+
+def test_pruned_channels_are_gone_from_the_engine(tmp_path: Path) -> None:
+    model = model_of("wide")
+    pruned = apply(PruneChannels(), model, ratio=0.3)
+    whole, less = (facts(compiled(each, "wide", tmp_path)) for each in (model, pruned))
+    assert whole.weights_bytes is not None
+    assert less.weights_bytes is not None
+    assert less.weights_bytes < 0.8 * whole.weights_bytes
 
 
 @pytest.mark.parametrize(("bits", "block"), [(8, 0), (4, 0), (4, 32)])

@@ -210,6 +210,12 @@ def test_engines_get_sparse_weights_in_place_alone_and_in_half_precision() -> No
     assert all(each[0][1] == {"pattern": "2:4", "form": "dense"} for each in steps)
 
 
+def test_engines_are_pruned_where_the_operator_spells_it_out_alone_and_in_half_precision() -> None:
+    steps = _asked(Techniques(prune={"ratio": 0.3}), replace(TARGET, name="tensorrt-rtx"))
+    assert [[name for name, _ in each] for each in steps] == [["prune_channels"], ["prune_channels", "cast_fp16"]]
+    assert all(each[0][1] == {"ratio": 0.3} for each in steps)
+
+
 def test_zeros_are_stored_as_a_mask_where_the_model_came_with_them_and_bytes_count() -> None:
     pruned = replace(CNN, zeros=0.6)
     passes = {**PASSES, "prune_weights": OpenPass("prune_weights")}

@@ -34,6 +34,16 @@ def wide() -> ir.Model:
     return net.build({"image": [1, 8, 12, 12]}, {"logits": [1, 5]})
 
 
+def open_ended() -> ir.Model:
+    """Two convolutions whose last output stays float: there x86 leaves signed codes to float arithmetic."""
+    net = builders.Net(seed=3)
+    value = net.op(
+        "Relu", net.op("Conv", "image", net.weight(64, 64, 3, 3, scale=0.1), net.weight(64), pads=[1, 1, 1, 1])
+    )
+    net.op("Conv", value, net.weight(64, 64, 3, 3, scale=0.1), net.weight(64), pads=[1, 1, 1, 1], output="y")
+    return net.build({"image": [1, 64, 12, 12]}, {"y": [1, 64, 12, 12]})
+
+
 def compiled(model: ir.Model, file: Path, target: Target = THERE) -> Artifact:
     ir.save(model, file)
     return OnnxRuntime().compile(file, Recipe(), target)
@@ -44,13 +54,13 @@ def signed(model: ir.Model) -> ir.Model:
 
 
 def test_signed_codes_move_a_fraction_of_the_bytes_once_they_are_fused(tmp_path: Path) -> None:
-    model = wide()
+    model = open_ended()
     feeds = builders.feeds(model)
     runtime = OnnxRuntime()
     artifact = compiled(signed(model), tmp_path / "int8.onnx")
     fused = dataclasses.replace(artifact, session=(*artifact.session, ("fuse_int8_activations", True)))
     moved = [sum(runtime.node_bytes(each, feeds).values()) for each in (artifact, fused)]
-    assert moved[0] > 2.0 * moved[1] > 2.0 * sum(array.nbytes for array in feeds.values())
+    assert moved[0] > 1.2 * moved[1] > sum(array.nbytes for array in feeds.values())
 
 
 def test_packed_constants_are_counted_too(tmp_path: Path) -> None:

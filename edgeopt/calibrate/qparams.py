@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from edgeopt.calibrate.ranges import Range
 
 Float32s: TypeAlias = NDArray[np.float32]
-Int8s: TypeAlias = NDArray[np.int8] | NDArray[np.uint8]
+Int8s: TypeAlias = NDArray[np.int8] | NDArray[np.uint8] | NDArray[np.uint16]
 DtypeName: TypeAlias = Literal["int8", "uint8"]
+ActivationName: TypeAlias = Literal["int8", "uint8", "uint16"]
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**20
 """A zero or subnormal scale makes x / scale infinite; this leaves room for the product of two scales as well."""
@@ -38,7 +39,7 @@ class QParams:
     axis: int | None = None
 
 
-def activation_qparams(covered: Range, *, dtype: DtypeName, symmetric: bool = False) -> QParams:
+def activation_qparams(covered: Range, *, dtype: ActivationName, symmetric: bool = False) -> QParams:
     """Per-tensor parameters that cover a range; ``symmetric`` puts zero into the middle of the codes."""
     info = np.iinfo(dtype)
     if symmetric:
@@ -103,7 +104,7 @@ def quantize_bias(bias: Float32s, input_scale: float, weight_scale: Float32s) ->
     return np.clip(codes, limits.min, limits.max).astype(np.int32), scale
 
 
-def _per_tensor(scale: float, zero_point: int, dtype: DtypeName) -> QParams:
+def _per_tensor(scale: float, zero_point: int, dtype: ActivationName) -> QParams:
     info = np.iinfo(dtype)
     return QParams(np.array(_safe_scale(scale), np.float32), np.array(zero_point, dtype), int(info.min), int(info.max))
 

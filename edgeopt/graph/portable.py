@@ -71,11 +71,11 @@ def _blocked(weight: Weight, axis: int, blocks: int) -> tuple[int, ...]:
 
 
 def prepared(model: ir.Model) -> ir.Model:
-    """``model`` at an opset that has int4; :class:`~edgeopt.errors.PassFailed` where it cannot be raised."""
+    """``model`` at an opset that has int4 and 16-bit codes; :class:`~edgeopt.errors.PassFailed` where it cannot be raised."""
     newer = opset.raised(model, OPSET)
     if opset.opset(newer) < OPSET:
         raise PassFailed(
-            f"opset {opset.opset(model)} has no int4 and cannot be raised to {OPSET}",
+            f"opset {opset.opset(model)} has no int4 or uint16 codes and cannot be raised to {OPSET}",
             hint=f"Export the model again with opset_version={OPSET}.",
         )
     newer.ir_version = max(newer.ir_version, IR_VERSION)

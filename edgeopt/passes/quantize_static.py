@@ -15,6 +15,8 @@ Settings (all optional):
                       them and pads every group to four channels
 - ``bias_correction`` see ``calibrate.bias``
 - ``skip``            JSON list of names of nodes that stay float
+- ``wide``            JSON list of names of layers that read and write 16 bits (uint16 activations, int8 weights): needs opset 21 and a runtime
+                      with such kernels; ONNX Runtime's CPU kernels have none and compute these layers in float
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ from numpy.typing import NDArray
 from edgeopt.calibrate import bias as bias_correction
 from edgeopt.calibrate import qparams
 from edgeopt.calibrate.collect import Observation, collect
-from edgeopt.calibrate.qparams import DtypeName, QParams
+from edgeopt.calibrate.qparams import ActivationName, DtypeName, QParams
 from edgeopt.calibrate.ranges import METHODS, range_of
 from edgeopt.calibrate.scheme import read_names, read_settings
 from edgeopt.errors import PassFailed
-from edgeopt.graph import edit, quantizable, tensors
+from edgeopt.graph import edit, portable, quantizable, tensors
 from edgeopt.graph.gemm import fuse_gemm
 from edgeopt.graph.qdq import QdqWriter
 from edgeopt.graph.quantizable import Layer, Placement
@@ -60,6 +62,7 @@ class Scheme:
     depthwise: bool = True
     bias_correction: bool = False
     skip: str = "[]"
+    wide: str = "[]"
 
     def check(self) -> None:
         """Raises :class:`~edgeopt.errors.PassFailed` for what has no kernels."""
@@ -69,6 +72,10 @@ class Scheme:
             raise PassFailed(
                 "uint8 weights have an integer kernel only per tensor and with uint8 activations",
                 hint="Use int8 weights.",
+            )
+        if self.symmetric and read_names(self.wide):
+            raise PassFailed(
+                "symmetric activations are for TensorRT, which has no 16-bit ones", hint="Leave wide out, or symmetric."
             )
 
 
@@ -93,6 +100,8 @@ class QuantizeStatic:
         scheme.check()
         _check_opset(model, scheme)
         quantized = edit.copy(model)
+        if read_names(scheme.wide):
+            quantized = portable.prepared(quantized)
         fuse_gemm(quantized)
         skip = read_names(scheme.skip)
         if not scheme.depthwise:
@@ -136,6 +145,9 @@ class _Quantizer:
         self._scheme = scheme
         self._observations = observations
         self._parameters: dict[ir.Value, QParams] = {}
+        wide = read_names(scheme.wide)
+        ends = [value for layer in placement.layers if layer.name in wide for value in (layer.data, layer.output)]
+        self._wide = {placement.root(value) for value in ends}
         opset = model.opset_imports.get("", 0)
         quantized = {layer.node for layer in placement.layers}
         self._floats = quantizable.float_layers(model.graph, quantized) if opset >= _PER_CHANNEL_OPSET else []
@@ -160,9 +172,8 @@ class _Quantizer:
         root = self._placement.root(value)
         if root not in self._parameters:
             covered = range_of(self._observations[str(root.name)].stats, self._scheme.method)
-            self._parameters[root] = qparams.activation_qparams(
-                covered, dtype=self._scheme.activation, symmetric=self._scheme.symmetric
-            )
+            dtype: ActivationName = "uint16" if root in self._wide else self._scheme.activation
+            self._parameters[root] = qparams.activation_qparams(covered, dtype=dtype, symmetric=self._scheme.symmetric)
         return self._parameters[root]
 
     def _write_layer(self, layer: Layer) -> None:

@@ -70,7 +70,7 @@ class Search:
         deadline_s = self._started_s + self._budget_s
         for base in mixed.bases(trials, self._bench):
             if self._clock() < deadline_s:
-                trials.extend(mixed.search(base, rehearsal, self._attempt, deadline_s=deadline_s))
+                trials.extend(mixed.search(base, rehearsal, self._attempt, self._lost, deadline_s=deadline_s))
         trials.extend(self._pruned(trials, rehearsal, deadline_s))
         trials.extend(self._taught(trials, rehearsal, deadline_s))
         return trials

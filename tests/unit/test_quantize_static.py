@@ -16,7 +16,7 @@ from builders import FakeEvidence, Net
 from fused import noise_ratio, operators
 
 from edgeopt.errors import PassFailed
-from edgeopt.graph import quantizable, tensors
+from edgeopt.graph import check, quantizable, tensors
 from edgeopt.passes.fold_batch_norm import FoldBatchNorm
 from edgeopt.passes.quantize_static import QuantizeStatic
 
@@ -325,3 +325,35 @@ def test_float_layer_between_integer_ones_is_not_quantized_by_the_runtime(operat
     weights = {tensor.name: tensor.data_type for tensor in optimized.initializer}
     assert weights.get(left.input[1]) == onnx.TensorProto.FLOAT, "the runtime put a pair in front of the weight"
     assert noise_ratio(model, quantized) < 0.01
+
+
+def test_wide_layers_read_and_write_sixteen_bits_and_lose_less() -> None:
+    random = np.random.default_rng(4)
+    net = Net(seed=4)
+    # weights that int8 holds exactly, so that all the noise is the activations'
+    weights = [random.integers(-126, 127, (16, 16)).astype(np.float32) / 512 for _ in range(2)]
+    for weight in weights:
+        weight[0] = 127 / 512  # each output channel's scale is 1 / 512
+    value = "rows"
+    for weight in weights:
+        value = net.op("Relu", net.op("Gemm", value, net.const(weight)))
+    net.op("Gemm", value, net.const(weights[0]), output="out")
+    model = net.build({"rows": ["N", 16]}, {"out": ["N", 16]})
+    evidence = FakeEvidence(model)
+    layers = QuantizeStatic().layers(model)
+    noises = []
+    for wide in ((), layers):
+        made = QuantizeStatic().apply(model, {"wide": json.dumps(list(wide))}, evidence)
+        check.verify(made, like=model)
+        kinds = {node.outputs[0].dtype for node in made.graph if node.op_type == "QuantizeLinear"}
+        assert kinds == {ir.DataType.UINT16 if wide else ir.DataType.UINT8}
+        feeds = builders.feeds(model, seed=1)
+        right, got = builders.run(model, feeds)[0], builders.run(made, feeds, optimized=True)[0]
+        noises.append(float(np.square(got - right).sum() / np.square(right).sum()))
+    assert noises[1] < noises[0] / 100
+
+
+def test_sixteen_bits_are_refused_for_targets_that_want_symmetric_activations() -> None:
+    model = builders.mlp()
+    with pytest.raises(PassFailed, match="16-bit"):
+        QuantizeStatic().apply(model, {"wide": '["a"]', "symmetric": True}, FakeEvidence(model))

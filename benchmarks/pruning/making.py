@@ -23,7 +23,7 @@ from edgeopt.passes import PruneChannels
 from edgeopt.training.distill import Distill
 
 from . import peer
-from .questions import Question, Subject
+from .questions import LARGEST_MULTIPLE, Question, Subject
 
 
 @dataclass(kw_only=True)

@@ -23,7 +23,7 @@ from edgeopt.graph import shrink
 from edgeopt.graph.groups import Family
 from edgeopt.integrity import sha256_of
 
-from .questions import CLASSIFIERS, Question, Subject
+from .questions import CLASSIFIERS, LARGEST_MULTIPLE, Question, Subject
 
 CRITERIA = {"torch-pruning l2": "magnitude", "torch-pruning taylor": "taylor"}
 """``magnitude``: its default, the l2 norm of the whole group; ``taylor``: of the cross entropy with the model's own answers as labels, since there are no others."""
@@ -37,7 +37,7 @@ def choose(question: Question, subject: Subject) -> tuple[Removed, dict[str, Any
     if CRITERIA[question.criterion] == "taylor" and subject.name not in CLASSIFIERS:
         raise PassFailed("torch-pruning taylor: without class scores there is no loss to take gradients of here")
     _, found = subject.parts
-    scheme = PruneScheme(ratio=question.ratio, families=question.families)
+    scheme = PruneScheme(ratio=question.ratio, families=question.families, largest=LARGEST_MULTIPLE)
     families = removal.candidates(found.families, scheme)
     counts = {name: count for name, count in removal.depths(families, scheme).items() if count}
     families = [family for family in families if family.name in counts]

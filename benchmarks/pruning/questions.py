@@ -21,6 +21,7 @@ import onnx_ir as ir
 from corpus_models import CorpusModel, open_model
 
 import edgeopt
+from edgeopt import catalogue
 from edgeopt.calibrate.shapes import observed_shapes
 from edgeopt.graph import groups, shrink
 from edgeopt.graph.groups import ChannelGroups
@@ -30,6 +31,8 @@ from edgeopt.training.inputs import held_out
 
 DEMO = "digits"
 _SHIPPED = Path(edgeopt.__file__).parent / "demo"
+LARGEST_MULTIPLE = 8
+"""Of the channels left: the same on every device, so that tables compare."""
 CLASSIFIERS = (DEMO, "efficientnet_lite0", "magika_v3_3")
 _ROLES = {"model.onnx": f"{DEMO}.onnx", "calib.npz": f"{DEMO}.calibration.npz", "eval.npz": f"{DEMO}.eval.npz"}
 
@@ -92,7 +95,7 @@ def open_subject(corpus: Path, name: str, work: Path, *, samples: int) -> Subjec
     home = _demo(folder / "corpus") if name == DEMO else corpus
     model = open_model(home, name, folder)
     evidence = model.evidence(folder, samples=samples)
-    evidence.teacher = model.clean
+    evidence.teacher, evidence.gradients = model.clean, catalogue.find_gradients()
     subject = Subject(folder=folder, corpus=model, evidence=evidence, labels=_labels(home / name / "eval.npz", name))
     if not subject.clean.exists():
         ir.save(model.clean, subject.clean)

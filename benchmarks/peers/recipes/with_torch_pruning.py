@@ -57,6 +57,9 @@ class Graph(nn.Module):
             is_bias = node.op_type == "Add" and any(self.biases.get(name) in node.input for name in node.input)
             names = [name for name in node.input if name not in self.constants] if layer or is_bias else node.input
             given = [self._read(values, name) for name in names]
+            pads = _settings(node).get("pads", [0, 0, 0, 0]) if node.op_type == "Conv" else [0, 0, 0, 0]
+            if _is_uneven(pads):
+                given[0] = functional.pad(given[0], (pads[1], pads[3], pads[0], pads[2]))
             if is_bias:  # in the layer already
                 values[node.output[0]] = given[0]
             else:
@@ -87,20 +90,23 @@ def _biases(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray]) -> di
 
 def _convolution(node: onnx.NodeProto, constants: dict[str, np.ndarray], _bias: Any) -> nn.Conv2d:
     settings, weight = _settings(node), constants[node.input[1]]
-    pads = list(settings.get("pads", [0, 0, 0, 0]))
-    if pads[:2] != pads[2:]:
-        raise NotImplementedError(f"uneven pads {pads}")
+    pads = settings.get("pads", [0, 0, 0, 0])
     made = nn.Conv2d(
         weight.shape[1] * settings.get("group", 1),
         weight.shape[0],
         weight.shape[2:],
         stride=tuple(settings.get("strides", (1, 1))),
-        padding=tuple(pads[:2]),
+        padding=(0, 0) if _is_uneven(pads) else tuple(pads[:2]),
         dilation=tuple(settings.get("dilations", (1, 1))),
         groups=settings.get("group", 1),
         bias=len(node.input) > 2,
     )
     return _filled(made, weight, constants[node.input[2]] if len(node.input) > 2 else None)
+
+
+def _is_uneven(pads: list[int]) -> bool:
+    """Which ``nn.Conv2d`` does not know: padded in front of it."""
+    return pads[:2] != pads[2:]
 
 
 def _linear(node: onnx.NodeProto, constants: dict[str, np.ndarray], bias: np.ndarray | None) -> nn.Linear:

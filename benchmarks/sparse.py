@@ -1,6 +1,6 @@
 """What sparse weights buy and cost on real models, beside packed dense weights of about the same size.
 
-    python benchmarks/sparse.py CORPUS [MODEL ...] [--samples 32] [--eval 24] [--only TEXT]
+    python benchmarks/sparse.py CORPUS [MODEL ...] [--samples 32] [--eval 24] [--only TEXT ...]
     python benchmarks/sparse.py CORPUS [MODEL ...] --forms
     python benchmarks/sparse.py CORPUS [MODEL ...] --pruned 0.75
     python benchmarks/sparse.py CORPUS [MODEL ...] --layers 5
@@ -80,7 +80,7 @@ def recipes(model: CorpusModel, folder: Path, given: argparse.Namespace) -> Iter
     """Label, file and seconds of every candidate."""
     evidence = model.evidence(folder, samples=given.samples)
     for steps in RECIPES:
-        if given.only not in label(steps):
+        if not any(text in label(steps) for text in given.only):
             continue
         made, before = model.clean, time.monotonic()
         try:
@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--eval", type=int, default=24)
-    parser.add_argument("--only", default="", help="only recipes whose label holds this")
+    parser.add_argument("--only", nargs="*", default=[""], help="only recipes whose label holds one of these")
     parser.add_argument("--forms", action="store_true", help="one sparse model in every form instead of recipes")
     parser.add_argument("--pruned", type=float, help="share of zeros that the original comes with")
     parser.add_argument("--layers", type=int, help="layer by layer, every so many")

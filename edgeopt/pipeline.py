@@ -26,7 +26,7 @@ from edgeopt.stages import (
     ahead,
     attempt,
     baseline,
-    bundle,
+    bundling,
     elsewhere,
     ingest,
     planner,
@@ -118,8 +118,8 @@ def _bundled(job: Job, bench: Workbench, trials: list[Trial], harmless: set[str]
     original = bench.baseline.artifact
     assert original is not None  # noqa: S101  # the baseline always has one
     with staged("bundle", emit):
-        made = bundle.write(
-            bundle.Prepared(
+        made = bundling.write(
+            bundling.Prepared(
                 order=order,
                 target=job.target,
                 calibration=job.data.calibration.origin,

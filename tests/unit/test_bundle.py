@@ -38,8 +38,9 @@ from edgeopt.records import (
     Trial,
     WorkerLimits,
 )
-from edgeopt.stages import bundle
-from edgeopt.stages.bundle import Bundle, Prepared
+from edgeopt.stages import bundle, bundling
+from edgeopt.stages.bundle import Bundle
+from edgeopt.stages.bundling import Prepared
 from edgeopt.stages.reference import Reference
 from tests.bundles import members, packed
 
@@ -124,7 +125,7 @@ def _prepared(folder: Path, *trials: Trial, goal: Goal | None = None) -> Prepare
 
 def _written(prepared: Prepared, folder: Path) -> Bundle:
     (folder / "out").mkdir(exist_ok=True)
-    return bundle.write(prepared, folder / "out", scratch=folder / "work")
+    return bundling.write(prepared, folder / "out", scratch=folder / "work")
 
 
 def _order(made: Bundle) -> list[str]:
@@ -157,6 +158,16 @@ def test_candidates_keep_the_planned_order_unless_bytes_say_better(tmp_path: Pat
     made = _written(_prepared(tmp_path, *moved), tmp_path)
     assert _order(made) == ["b", "c", "a"]
     assert [each.traffic_ratio for each in made.candidates] == [2.5, 2.0, 1.5]
+
+
+def test_a_teacher_goes_along_and_offers_itself_as_no_candidate(tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher.onnx"
+    teacher.write_bytes(b"teacher")
+    made = _written(replace(_prepared(tmp_path), teacher=teacher), tmp_path)
+    assert made.candidates == ()
+    assert made.teacher is not None
+    with zipfile.ZipFile(tmp_path / "out" / "net.edgeopt") as archive:
+        assert archive.read(f"candidates/{made.teacher}/model.onnx") == b"teacher"
 
 
 def test_an_engine_is_left_behind_and_its_model_goes_along(tmp_path: Path) -> None:
@@ -202,7 +213,7 @@ def test_the_archive_is_plain_and_every_member_is_listed(tmp_path: Path) -> None
 # ---------------------------------------------------------------- samples
 def test_samples_come_back_as_they_were_whatever_their_type(tmp_path: Path) -> None:
     judged = _reference(tmp_path, samples=Inputs(np.asarray([3, 1, 2, 0])), indices=(0, 2, 3))
-    contents = bundle._samples(judged, tmp_path / "work")
+    contents = bundling._samples(judged, tmp_path / "work")
     folder = tmp_path / "work" / "samples"
     labels = contents.pop("samples/labels.npy")
     assert isinstance(labels, bytes)
@@ -221,8 +232,8 @@ def test_samples_come_back_as_they_were_whatever_their_type(tmp_path: Path) -> N
 def test_large_samples_are_thinned_out_and_sequences_cut_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: bool, chosen: list[float]
 ) -> None:
-    monkeypatch.setattr(bundle, "MOST_SAMPLE_BYTES", 2 * (3 * 4 + 2 * 2))
-    contents = bundle._samples(_reference(tmp_path, states=states), tmp_path)
+    monkeypatch.setattr(bundling, "MOST_SAMPLE_BYTES", 2 * (3 * 4 + 2 * 2))
+    contents = bundling._samples(_reference(tmp_path, states=states), tmp_path)
     assert list(contents) == ["samples/00000.npz", "samples/00001.npz"]
     with np.load(tmp_path / "samples" / "00000.npz") as first, np.load(tmp_path / "samples" / "00001.npz") as second:
         assert [float(each["x"][0, 0]) for each in (first, second)] == chosen
@@ -252,6 +263,32 @@ def test_a_document_with_fields_of_another_release_is_refused(tmp_path: Path) ->
     made = _written(_prepared(tmp_path), tmp_path)
     with pytest.raises(BadBundle, match=r"unknown fields \['colour'\]"):
         bundle.read(_document(tmp_path, made, colour="blue"))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("goal", "max_drop", 2.0),
+        ("goal", "max_drop", float("nan")),
+        ("goal", "min_speedup", -1.0),
+        ("search", "seed", -1),
+    ],
+)
+def test_wishes_that_no_configuration_may_hold_are_refused(
+    tmp_path: Path, section: str, key: str, value: float
+) -> None:
+    made = _written(_prepared(tmp_path), tmp_path)
+    policy = wire.encode(made.policy)
+    policy[section][key] = value
+    with pytest.raises(BadBundle, match="cannot be read by edgeopt"):
+        bundle.read(_document(tmp_path, made, policy=policy))
+
+
+def test_a_recipe_that_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    made = _written(_prepared(tmp_path, _trial(tmp_path, "a", b"a")), tmp_path)
+    odd = Recipe(steps=(Step.of("quantize_static", skip="[1, 2"),))
+    with pytest.raises(BadBundle, match="cannot be read by edgeopt"):
+        bundle.read(_document(tmp_path, replace(made, candidates=(replace(made.candidates[0], recipe=odd),))))
 
 
 @pytest.mark.parametrize("address", ["0" * 64, "../../../etc", "", ".", "a/b"])

@@ -101,6 +101,7 @@ _changes = st.fixed_dictionaries(
             st.sampled_from(["ratio", "by"]), st.one_of(st.booleans(), st.integers())
         ),
         ("target", "compute_capability"): st.lists(st.sampled_from([7.2, 8.6, 8.7]), max_size=3),
+        ("target", "features"): st.lists(st.sampled_from(sections.ARM_FEATURES), max_size=3),
         ("neighbour", "max_load"): st.one_of(st.none(), st.floats(0.01, 100)),
         ("neighbour", "window"): st.one_of(st.none(), st.just("22:30-05:00")),
         ("http", "listen"): st.sampled_from(["127.0.0.1:0", "[::1]:9188", ":80"]),

@@ -36,7 +36,7 @@ def test_every_section_of_the_contract_reads_into_its_field() -> None:
         inbox: drop
         published: /models
         watch: {backend: poll, settle: 500ms, rescan: 5m}
-        target: {name: cpu, threads: 3, compute_capability: [8.6], batch: 4}
+        target: {name: cpu, threads: 3, compute_capability: [8.6], features: [i8mm], batch: 4}
         goal: {objective: size, metric: cosine, max_drop: 0.05, min_speedup: 1.1}
         search: {strategy: random, budget: 1h30m, trials: 12, seed: 7}
         techniques: {quantize: [quantize_static], prune: {ratio: 0.5}, distill: off}
@@ -50,7 +50,7 @@ def test_every_section_of_the_contract_reads_into_its_field() -> None:
     )
     assert (config.inbox, config.published) == ("/srv/edgeopt/drop", "/models")
     assert (config.watch.backend, config.watch.settle_s, config.watch.rescan_s) == ("poll", 0.5, 300.0)
-    assert config.target == TargetRequest(name="cpu", threads=3, compute_capability=(8.6,), batch=4)
+    assert config.target == TargetRequest(name="cpu", threads=3, compute_capability=(8.6,), features=("i8mm",), batch=4)
     assert config.goal == Goal(objective="size", metric="cosine", max_drop=0.05, min_speedup=1.1)
     assert config.search == Search(strategy="random", budget_s=5400.0, trials=12, seed=7)
     assert (config.techniques.quantize, config.techniques.prune) == (("quantize_static",), {"ratio": 0.5})

@@ -99,7 +99,7 @@ def _weight_steps(signature: Signature, objective: str) -> Iterator[tuple[Step, 
     if objective == "size":
         palette = partial(packed, levels="palette", compensation="gptq")
         if signature.zeros >= _ZEROS:
-            # Making zeros loses to fewer bits on every layer measured; zeros that are there cost nothing.
+            # Making zeros loses to fewer bits on nearly every layer measured; zeros that are there cost nothing.
             found = partial(Step.of, "prune_weights", method="found")
             yield (found(bits=8),)
             yield (found(bits=8), packed(bits=8))
@@ -107,10 +107,7 @@ def _weight_steps(signature: Signature, objective: str) -> Iterator[tuple[Step, 
             yield (found(bits=4), palette(bits=4))
         yield (packed(bits=8),)
         yield (packed(bits=8, compensation="gptq"),)
-        yield (palette(bits=6),)
-        for mean_bits in (5.0, 4.5, 4.0, 5.5, 3.5):
-            yield (palette(bits=3, mean_bits=mean_bits),)
-        yield (palette(bits=2, mean_bits=2.75),)
+        yield (palette(bits=6),)  # fewer are found by bisection, see ``bits``
     elif signature.count("MatMul") and not signature.count("Conv", "ConvTranspose"):
         kernel = partial(packed, form="kernel", accuracy_level=4)
         yield (kernel(bits=8),)

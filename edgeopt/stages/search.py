@@ -13,7 +13,7 @@ from functools import partial
 from edgeopt import records, wire
 from edgeopt.errors import CandidateError, CompileFailed, MeasureFailed, PassFailed
 from edgeopt.records import Event, Recipe, Step, Trial
-from edgeopt.stages import attempt, contest, mixed, pruning, recovery
+from edgeopt.stages import attempt, bits, contest, mixed, pruning, recovery
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.cache import CandidateCache
 from edgeopt.stages.events import staged
@@ -68,6 +68,7 @@ class Search:
         trials = [trial for family in families for trial in self._best_of(family, rehearsal)]
         self._turn_s = self._budget_s
         deadline_s = self._started_s + self._budget_s
+        trials.extend(self._packed(trials, rehearsal))
         for base in mixed.bases(trials, self._bench):
             if self._clock() < deadline_s:
                 trials.extend(mixed.search(base, rehearsal, self._attempt, self._lost, deadline_s=deadline_s))
@@ -77,6 +78,16 @@ class Search:
 
     def _may_prune(self) -> bool:
         return self._techniques.prune == "auto" and self._trials is None and pruning.refusal(self._bench) is None
+
+    def _packed(self, trials: Sequence[Trial], rehearsal: Rehearsal) -> Iterator[Trial]:
+        """Trials with as few bits a weight as are right, where bytes are the goal and the operator allows weights to be packed."""
+        planned = [trial.recipe.steps for trial in trials if trial.recipe.steps]
+        first = next((steps for steps in planned if steps[-1].technique == bits.TECHNIQUE), None)
+        enough = self._trials is not None and self._tried >= self._trials
+        deadline_s = self._started_s + self._budget_s * (_PLANNED_SHARE if self._may_prune() else 1.0)
+        if first is None or enough or self._clock() > deadline_s or bits.refusal(self._bench) is not None:
+            return
+        yield from bits.search(first[:-1], rehearsal, self._attempt, self._lost, deadline_s=deadline_s)
 
     def _pruned(self, trials: Sequence[Trial], rehearsal: Rehearsal, deadline_s: float) -> Iterator[Trial]:
         """Trials that prune the best so far; a model in which nothing can go is one refused trial with the reason."""

@@ -84,6 +84,14 @@ def test_samples_dropped_beside_a_bundle_judge_instead_of_its_own(inbox: Path) -
     assert (files.eval, files.job_file) == ("eval.npz", "job.yaml")
 
 
+def test_a_bundle_in_a_folder_is_published_under_the_folders_name(inbox: Path) -> None:
+    (inbox / "numbers").mkdir()
+    (inbox / "numbers" / "digits.edgeopt").write_bytes(WHOLE)
+    (inbox / "numbers" / "eval.npz").write_bytes(npz_bytes())
+    order = take(inbox).order
+    assert (order.name, order.source.format, order.files.eval) == ("numbers", BUNDLE_FORMAT, "eval.npz")
+
+
 def test_weights_beside_a_model_come_along(inbox: Path) -> None:
     model, weights = external_model("model.onnx.data", offset="0", length="16"), bytes(16)
     digests = [hashlib.sha256(data).hexdigest() for data in (model, weights)]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgeopt.records import Goal, Policy, Search, Signature, Target, Techniques, TensorSpec
+from edgeopt.records import Goal, Policy, Search, Signature, Step, Target, Techniques, TensorSpec
 from edgeopt.stages import planner
 
 TARGET = Target(name="cpu", device="x", arch="x86_64", features=("avx2",), threads=2, memory_bytes=1 << 30)
@@ -211,9 +211,14 @@ def test_engines_get_sparse_weights_in_place_alone_and_in_half_precision() -> No
 
 
 def test_engines_are_pruned_where_the_operator_spells_it_out_alone_and_in_half_precision() -> None:
-    steps = _asked(Techniques(prune={"ratio": 0.3}), replace(TARGET, name="tensorrt-rtx"))
-    assert [[name for name, _ in each] for each in steps] == [["prune_channels"], ["prune_channels", "cast_fp16"]]
-    assert all(each[0][1] == {"ratio": 0.3} for each in steps)
+    passes = {**PASSES, "prune_channels": OpenPass("prune_channels")}
+    policy = Policy(techniques=Techniques(prune={"ratio": 0.3}))
+    plan = _plan(target=replace(TARGET, name="tensorrt-rtx"), policy=policy, passes=passes)
+    wished = [recipe.steps[2:] for recipe in plan.recipes if Step.of("prune_channels", ratio=0.3) in recipe.steps]
+    assert [[step.technique for step in steps] for steps in wished] == [
+        ["prune_channels"],
+        ["prune_channels", "cast_fp16"],
+    ]
 
 
 def test_zeros_are_stored_as_a_mask_where_the_model_came_with_them_and_bytes_count() -> None:

@@ -26,6 +26,7 @@ PASSES: dict[str, tuple[str, str]] = {
     "equalize_layers": ("edgeopt.passes.equalize_layers", "EqualizeLayers"),
     "migrate_outliers": ("edgeopt.passes.migrate_outliers", "MigrateOutliers"),
     "round_weights": ("edgeopt.passes.round_weights", "RoundWeights"),
+    "learn_rounding": ("edgeopt.training.learn_rounding", "LearnRounding"),
     "distill": ("edgeopt.training.distill", "Distill"),
     "quantize_dynamic": ("edgeopt.passes.quantize_dynamic", "QuantizeDynamic"),
     "quantize_static": ("edgeopt.passes.quantize_static", "QuantizeStatic"),

@@ -22,8 +22,10 @@ from edgeopt.stages.pruning import LEAST, MARGIN, MOST, Pruning
 from edgeopt.stages.rehearsal import Rehearsal
 
 TECHNIQUE = "distill"
-STEPS = (32, 128, 512)
+STEPS = (64, 256, 1024)
 """Of a training, each tried where the one before it gained and the time allows."""
+_PATIENCE = 20
+"""Looks without a gain: a short training has hardly begun to fall after the usual six."""
 _LONGER = 4.5
 """The next training takes so many times as long: four times the steps, and a better look for their rate."""
 _REACH = 4.0
@@ -59,7 +61,8 @@ class Lesson:
         return Recipe(steps=(*self.before, *self.after))
 
     def taught(self, steps: int) -> Recipe:
-        return Recipe(steps=(*self.before, Step.of(TECHNIQUE, steps=steps, **dict(self.settings)), *self.after))
+        taught = Step.of(TECHNIQUE, steps=steps, patience=_PATIENCE, **dict(self.settings))
+        return Recipe(steps=(*self.before, taught, *self.after))
 
 
 def refusal(bench: Workbench) -> str | None:

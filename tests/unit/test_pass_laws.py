@@ -70,6 +70,12 @@ LAWS = (
         2e-3,
     ),
     Law(
+        "learn_rounding",
+        {"steps": 40},
+        tuple(name for name in MODELS if name not in ("branches", "loop", "shared_initializers")),
+        2e-3,
+    ),
+    Law(
         "distill",
         {"steps": 40, "batch": 4, "learning_rate": 1e-3, "patience": 20},
         MODELS,
@@ -96,7 +102,7 @@ LAWS = (
     Law("quantize_weights", {"bits": 3, "levels": "palette", "mean_bits": 5.0, "small": 0.0}, ("bert_block",), 2e-2),
     Law("quantize_weights", {"bits": 4, "form": "kernel", "block": 16, "compensation": "gptq"}, ("bert_block",), 3e-2),
 )
-TRAINED = ("distill",)
+TRAINED = ("distill", "learn_rounding")
 WITHOUT_TORCH = pytest.mark.skipif(find_spec("torch") is None, reason="needs torch: pip install 'edgeopt[train]'")
 HERE = [law for law in LAWS if law.technique not in TRAINED or find_spec("torch") is not None]
 

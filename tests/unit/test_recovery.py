@@ -60,17 +60,17 @@ def steps_of(recipe: Recipe) -> int:
 
 
 def test_first_training_that_is_right_is_attempted_and_ends_it() -> None:
-    stage = Stage({0: 0.02, 32: 0.012, 128: 0.007})
+    stage = Stage({0: 0.02, 64: 0.012, 256: 0.007})
     refused, attempted = stage.trials()
     assert refused.refused == "not timed: nsr may drop by up to 0.012 on 64 calibration samples"
-    assert attempted.refused is None and steps_of(attempted.recipe) == 128
+    assert attempted.refused is None and steps_of(attempted.recipe) == 256
     assert [step.technique for step in attempted.recipe.steps] == [
         "tidy",
         "prune_channels",
         "distill",
         "quantize_static",
     ]
-    assert stage.attempted == [128]
+    assert stage.attempted == [256]
 
 
 def test_what_is_far_beyond_the_budget_is_not_taught_at_all() -> None:
@@ -81,34 +81,34 @@ def test_what_is_far_beyond_the_budget_is_not_taught_at_all() -> None:
 
 
 def test_training_that_gains_next_to_nothing_is_the_last() -> None:
-    (trial,) = Stage({0: 0.02, 32: 0.0195}).trials()
-    assert steps_of(trial.recipe) == 32
+    (trial,) = Stage({0: 0.02, 64: 0.0195}).trials()
+    assert steps_of(trial.recipe) == 64
 
 
 def test_longer_training_is_not_begun_where_the_time_would_end_it() -> None:
-    stage = Stage({0: 0.03, 32: 0.02, 128: 0.015}, seconds_a_step=1.0)
-    assert len(stage.trials(within_s=32 + 4.5 * 32 + 1)) == 2
-    assert len(Stage({0: 0.03, 32: 0.02}).trials(within_s=100.0)) == 1
+    stage = Stage({0: 0.03, 64: 0.02, 256: 0.015}, seconds_a_step=1.0)
+    assert len(stage.trials(within_s=64 + 4.5 * 64 + 1)) == 2
+    assert len(Stage({0: 0.03, 64: 0.02}).trials(within_s=200.0)) == 1
 
 
 def test_training_is_told_when_the_time_is_over_and_the_job_keeps_its_own_deadline() -> None:
-    stage = Stage({0: 0.02, 32: 0.005})
-    stage.trials(within_s=50.0)
-    assert stage.deadlines == [50.0]
+    stage = Stage({0: 0.02, 64: 0.005})
+    stage.trials(within_s=90.0)
+    assert stage.deadlines == [90.0]
     assert stage.evidence.deadline_s is None
 
 
 def test_loss_that_diverges_is_the_reason_of_the_refusal() -> None:
-    (trial,) = Stage({0: 0.02, 32: -1.0}).trials()
+    (trial,) = Stage({0: 0.02, 64: -1.0}).trials()
     assert trial.refused == "not timed: pass-failed: the loss is nan at step 3 with a learning rate of 1"
 
 
 def test_what_an_earlier_run_finished_is_not_taught_again() -> None:
-    stage = Stage({0: 0.02, 128: 0.005}, known=(32,))
+    stage = Stage({0: 0.02, 256: 0.005}, known=(64,))
     first, second = stage.trials()
     assert first.refused == "not timed: seen in an earlier run"
-    assert second.refused is None and stage.attempted == [32, 128]
-    assert stage.now_s == 128.0
+    assert second.refused is None and stage.attempted == [64, 256]
+    assert stage.now_s == 256.0
 
 
 # ---------------------------------------------------------------- who is taught
@@ -138,9 +138,9 @@ def test_least_wrong_static_int8_beyond_the_budget_is_taught_to_live_with_its_ro
         measured(Step.of("tidy"), Step.of("quantize_static"), bound=0.03, speedup=2.0),
     ]
     (lesson,) = recovery.near_misses(trials, BENCH)  # type: ignore[arg-type]
-    taught = lesson.taught(32)
+    taught = lesson.taught(64)
     assert [step.technique for step in taught.steps] == ["tidy", "distill", "quantize_static"]
-    assert dict(taught.steps[1].settings) == {"steps": 32, "fake_quantize": "int8", "reduced_range": True}
+    assert dict(taught.steps[1].settings) == {"steps": 64, "patience": 20, "fake_quantize": "int8", "reduced_range": True}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_pruning_is_asked_for_more_than_the_refit_alone_allowed(reached: float |
     lesson = recovery.pruned_further(prepared(), reached)
     assert lesson is not None
     assert lesson.untaught() == prepared().recipe(asked)
-    assert [step.technique for step in lesson.taught(32).steps] == [
+    assert [step.technique for step in lesson.taught(64).steps] == [
         "tidy",
         "prune_channels",
         "distill",

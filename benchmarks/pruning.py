@@ -116,7 +116,7 @@ def _answer(question: Question, subject: Subject, judge: Judge, options: argpars
     else:
         row["notes"] = made.notes
         row["numbers"] = judge.numbers(subject.made(question)) | {"cpu_seconds": time.process_time() - began}
-    write(subject.folder, [*(other for other in rows if other is not known), row])
+    write(subject.folder, [*(other for other in read(subject.folder) if other != known), row])
     print(f"{question.model} {question.key}: {row['failure'] or row['numbers']}", file=sys.stderr, flush=True)
 
 

@@ -105,7 +105,8 @@ def _pruned(question: Question, subject: Subject, *, is_refitted: bool) -> Made:
     settings = {"criterion": question.criterion, "ratio": question.ratio, "families": question.families}
     if question.criterion == "random":
         settings["seed"] = 1
-    return Made(model=PruneChannels().apply(subject.corpus.clean, {**settings, "refit": is_refitted}, subject.evidence))
+    settings |= {"refit": is_refitted, "largest": LARGEST_MULTIPLE}
+    return Made(model=PruneChannels().apply(subject.corpus.clean, settings, subject.evidence))
 
 
 def _pruned_by_peer(question: Question, subject: Subject, *, is_refitted: bool) -> Made:

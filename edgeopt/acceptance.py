@@ -53,10 +53,12 @@ class Offer:
     folder: JobFolder
 
 
-def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> Verdict:
+def run(
+    order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit, *, host: device.Host = device.THIS_HOST
+) -> Verdict:
     """Choose among a bundle's candidates. Raises an :class:`~edgeopt.errors.EdgeoptError` that says what becomes of the job."""
     with staged("ingest", emit):
-        offer = _take_in(order, folder)
+        offer = _take_in(order, folder, host)
         for note in _notes(offer, order):
             emit(Event(kind="note", fields={"text": note}))
     with ExitStack() as runners:
@@ -86,11 +88,11 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
 
 
 # ---------------------------------------------------------------- what came
-def _take_in(order: JobOrder, folder: JobFolder) -> Offer:
+def _take_in(order: JobOrder, folder: JobFolder, host: device.Host) -> Offer:
     offered = bundle.read(folder.input / order.files.model)
     order = with_policy(order, offered)
-    target = device.detect(order.policy.target)
-    runtime = runtime_for(offered, target)
+    target = device.detect(order.policy.target, host=host)
+    runtime = runtime_for(offered, target, host=host)
     original = bundle.model_in(folder.input, offered.original)
     files = StagedFiles(
         model=str(original.relative_to(folder.input)), job_file=order.files.job_file, eval=order.files.eval

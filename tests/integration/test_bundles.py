@@ -14,12 +14,13 @@ import onnx
 import pytest
 
 import edgeopt
-from edgeopt import device, oneshot
+from edgeopt import acceptance, catalogue, device, oneshot
 from edgeopt.cli import main
 from edgeopt.cli.optimize import read_recipe
+from edgeopt.daemon import drops, intake
 from edgeopt.errors import UsageError
 from edgeopt.layout import BUNDLE_FILE
-from edgeopt.records import Goal, Policy, Search
+from edgeopt.records import Goal, Policy, Search, WorkerLimits
 from tests.bundles import altered, packed, unpacked
 from tests.published import check_whole
 
@@ -158,6 +159,28 @@ def test_daemon_accepts_dropped_bundles_believes_none_and_refuses_those_for_othe
     assert f"cpu ({other}), and this device is" in reason["message"]
     assert reason["hint"].endswith(".")
     assert [path.name for path in folders["inbox"].iterdir()] == [".syncing.edgeopt.tmp"]
+
+
+def test_device_with_a_gpu_builds_engines_of_all_candidates_for_the_shapes_of_the_samples(
+    made: oneshot.Bundled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a builder that has ONNX Runtime inside: where engines are built and measured, not what TensorRT makes of them."""
+    monkeypatch.setitem(catalogue.RUNTIMES, "tensorrt", ("tests.engines", "Engines"))
+    document = made.document
+    # nothing may win, since the confirmation in fresh processes is what takes long
+    policy = document["policy"] | {"target": document["policy"]["target"] | {"name": "tensorrt"}}
+    policy["goal"] = policy["goal"] | {"min_speedup": 1000.0}
+    file = tmp_path / "digits.edgeopt"
+    file.write_bytes(altered(made.file, target=document["target"] | {"name": "tensorrt"}, policy=policy))
+    (tmp_path / "dev" / "nvidia0").mkdir(parents=True)
+    staged = intake.stage(drops.of_paths(file), staging_root=tmp_path / "staging", policy=SIZE, limits=WorkerLimits())
+    host = device.Host(dev=tmp_path / "dev")
+    verdict = acceptance.run(staged.order, staged.folder, tmp_path / "cache", lambda _event: None, host=host)
+    assert [trial.measurement is not None for trial in verdict.trials] == [True, True]
+    engines = list((staged.folder.work / "candidates").rglob("model.engine"))
+    assert len(engines) == 2
+    assert all(engine.read_text().startswith("[{'image': (1, 1, 8, 8)}, ") for engine in engines)
+    assert not list(staged.folder.input.rglob("model.engine"))
 
 
 def test_accepting_imports_nothing_that_makes_models() -> None:

@@ -20,7 +20,7 @@ from edgeopt.passes import FoldBatchNorm, QuantizeStatic, Tidy
 from edgeopt.protocols import GpuSession
 from edgeopt.records import Artifact, Recipe, TargetRequest
 from edgeopt.runtimes.ort import OnnxRuntime
-from edgeopt.runtimes.trt import cuda, flavours
+from edgeopt.runtimes.trt import flavours
 from edgeopt.stages.runners import Runner
 
 pytestmark = pytest.mark.gpu
@@ -33,7 +33,7 @@ def name(request: pytest.FixtureRequest) -> str:
     flavour = flavours.FLAVOURS[request.param]
     if flavours.module_of(flavour) is None:
         pytest.skip(f"{flavour.name} is not installed: {flavour.install}")
-    pytest.importorskip("cuda.bindings.runtime", reason=f"needs cuda-bindings: {cuda.INSTALL}")
+    pytest.importorskip("cuda.bindings.runtime", reason=f"needs cuda-bindings: {flavours.CUDA_INSTALL}")
     return flavour.name
 
 

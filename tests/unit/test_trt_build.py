@@ -10,9 +10,10 @@ from pathlib import Path
 import builders
 import pytest
 
+from edgeopt import device
 from edgeopt.errors import CompileFailed
 from edgeopt.records import Recipe
-from edgeopt.runtimes.trt import build
+from edgeopt.runtimes.trt import build, flavours
 from edgeopt.runtimes.trt.flavours import RTX, TENSORRT, Flavour
 from edgeopt.runtimes.trt.order import Order, Progress
 from edgeopt.runtimes.trt.runtime import TensorRt, gpu_name
@@ -113,6 +114,37 @@ def test_without_a_gpu_the_target_must_name_its_gpus_and_full_tensorrt_cannot_bu
     assert "target.compute_capability" in str(TensorRt(PRESENT).refuse(signature, unnamed))
     full = dataclasses.replace(PRESENT, name="tensorrt", needs_gpu=True)
     assert "there is none here" in str(TensorRt(full).refuse(signature, dataclasses.replace(TARGET, name="tensorrt")))
+
+
+def test_gpu_that_is_here_is_refused_without_what_starts_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "gpu_present", lambda: True)
+    signature = builders.signature(builders.mlp())
+    full = dataclasses.replace(PRESENT, name="tensorrt", needs_gpu=True)
+    for flavour in (PRESENT, full):
+        here = dataclasses.replace(TARGET, name=flavour.name, compute_capability=())
+        monkeypatch.setattr(flavours, "has_cuda", lambda: False)
+        assert "pip install 'edgeopt[gpu]'" in str(TensorRt(flavour).refuse(signature, here))
+        monkeypatch.setattr(flavours, "has_cuda", lambda: True)
+        assert TensorRt(flavour).refuse(signature, here) is None
+    # what is built for elsewhere is not started here
+    monkeypatch.setattr(flavours, "has_cuda", lambda: False)
+    assert TensorRt(PRESENT).refuse(signature, TARGET) is None
+
+
+def test_board_keeps_half_of_its_memory_and_a_card_all_of_its_own() -> None:
+    full = TensorRt(dataclasses.replace(PRESENT, name="tensorrt", needs_gpu=True))
+    board = dataclasses.replace(TARGET, name="tensorrt", arch="aarch64", memory_bytes=8 << 30)
+    assert full._workspace_bytes(board) == 4 << 30
+    assert full._workspace_bytes(dataclasses.replace(board, arch="x86_64")) == 0
+    assert TensorRt(PRESENT)._workspace_bytes(board) == 0
+
+
+def test_progress_reaches_whoever_asked_as_a_share_and_words() -> None:
+    told: list[tuple[float, str]] = []
+    runtime = TensorRt(PRESENT).under(limit_s=7.0, tell=lambda share, words: told.append((share, words)))
+    runtime = runtime.taking([], [])
+    runtime._on_progress(Progress(phase="Optimizing graph", done=12, steps=30, share=0.7))
+    assert (told, runtime._limit_s) == ([(0.7, "engine: Optimizing graph, 12 of 30")], 7.0)
 
 
 def test_library_that_is_not_there_is_a_clean_failure(tmp_path: Path) -> None:

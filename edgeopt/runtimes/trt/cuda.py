@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 
 from edgeopt.errors import CompileFailed, MeasureFailed
+from edgeopt.runtimes.trt import flavours
 
 if TYPE_CHECKING:
     from edgeopt.protocols import Array
 
 _MODULE = "cuda.bindings.runtime"
-INSTALL = "pip install 'edgeopt[gpu]'"
 
 
 class CopyKinds(Protocol):
@@ -56,7 +56,9 @@ def binding() -> Cuda:
     try:
         return cast("Cuda", importlib.import_module(_MODULE))
     except ImportError as error:
-        raise CompileFailed(f"cuda-bindings is not installed ({error})", hint=f"Run {INSTALL}.") from error
+        raise CompileFailed(
+            f"cuda-bindings is not installed ({error})", hint=f"Run {flavours.CUDA_INSTALL}."
+        ) from error
 
 
 def absence(cuda: Cuda) -> str | None:

@@ -40,6 +40,19 @@ RTX = Flavour(
 FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, RTX)}
 
 
+CUDA_BINDINGS = "cuda-bindings"
+"""What starts engines; building needs none of it."""
+CUDA_INSTALL = "pip install 'edgeopt[gpu]'"
+
+
+def has_cuda() -> bool:
+    """Whether cuda-bindings is installed."""
+    try:
+        return bool(metadata.version(CUDA_BINDINGS))
+    except metadata.PackageNotFoundError:
+        return False
+
+
 def module_of(flavour: Flavour) -> str | None:
     """The name to import ``flavour`` by; None where it is not installed."""
     return next((name for name in flavour.modules if util.find_spec(name) is not None), None)

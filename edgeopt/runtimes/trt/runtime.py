@@ -64,14 +64,10 @@ class TensorRt:
         if known.module_of(self._flavour) is None:
             return f"{self.name} is not installed here ({self._flavour.install})"
         if self._flavour.needs_gpu:
-            return (
-                None
-                if device.gpu_present()
-                else f"{self.name} builds on the GPU that will run it, and there is none here"
-            )
+            return self._refuse_gpu() or self._refuse_cuda()
         if not target.compute_capability:
             if device.gpu_present():
-                return None
+                return self._refuse_cuda()
             return "there is no GPU here, so target.compute_capability must say which GPUs the engine is for, such as [8.6, 8.9]"
         if unknown := [value for value in target.compute_capability if value not in CAPABILITIES]:
             return f"{self.name} builds for compute capabilities {_listed(CAPABILITIES)}, not {_listed(unknown)}"
@@ -86,6 +82,14 @@ class TensorRt:
             limit_s=self._limit_s,
             on_progress=self._on_progress,
         )
+
+    def _refuse_gpu(self) -> str | None:
+        there = f"{self.name} builds on the GPU that will run it"
+        return None if device.gpu_present() else f"{there}, and there is none here"
+
+    def _refuse_cuda(self) -> str | None:
+        """What is built for the GPU that is here is also timed on it."""
+        return None if known.has_cuda() else f"cuda-bindings is not installed here ({known.CUDA_INSTALL})"
 
     def under(self, *, limit_s: float, tell: Callable[[float, str], None]) -> TensorRt:
         """The same runtime with ``limit_s`` for each build, which tells ``tell`` how far it is: a share and a few words."""
@@ -171,8 +175,10 @@ class TensorRt:
         return int(_WORKSPACE_SHARE * target.memory_bytes) if shared else 0
 
     def _device(self, target: Target) -> str:
-        """TensorRT's engines are for the very device they were built on; RTX's only for the GPUs they name."""
-        return target.device if self._flavour.needs_gpu else ""
+        """TensorRT's engines are for the very GPU and driver they were built on, and so are RTX's for the one that is here; others for those they name."""
+        if target.compute_capability and not self._flavour.needs_gpu:
+            return ""
+        return "; ".join((target.device, *device.gpu_names(), device.gpu_driver()))
 
     def _artifact(self, engine: Path, version: str, facts: EngineFacts, session: dict[str, Scalar]) -> Artifact:
         return Artifact(

@@ -2,7 +2,7 @@
 
     python benchmarks/aarch64.py CORPUS --root ROOT --work DIR [--budget 3m] [--samples 8] [--cpus cortex-a72 ...] [--only A,B]
 
-ROOT is made by tools/make_aarch64_python.sh. What DIR/published holds already is not made again. Each row compares the outputs of the same file on one
+ROOT is made by tools/make_aarch64_python.sh. What DIR holds already is not made again. Each row compares the outputs of the same file on one
 emulated processor with those here: the largest difference, the largest output beside it, the signal-to-noise of the difference, how often the largest value
 of the first output is at the same place; then what matters: the noise against the original (run here) there and here. Emulation tells nothing of latency.
 """
@@ -90,7 +90,7 @@ def prepared(folder: Path, work: Path, *, budget: str, samples: int) -> Prepared
         subprocess.run([sys.executable, *map(str, command)], check=True, stdout=subprocess.DEVNULL)
     manifest = json.loads((version / "manifest.json").read_text())
     winner = next(row["label"] for row in manifest["candidates"] if row["recipe"] == manifest["recipe"])
-    feeds = work / f"{name}.feeds.npz"
+    feeds = work / f"{name}-{samples}.npz"
     np.savez(feeds, **first_samples(folder, work, samples))  # type: ignore[arg-type]  # its stub takes every keyword for allow_pickle
     return Prepared(
         name=name, original=folder / "model.onnx", winner=version / "model.onnx", recipe=winner, feeds=feeds
@@ -107,11 +107,17 @@ def first_samples(folder: Path, work: Path, count: int) -> Outputs:
 
 def run(python: list[str], file: Path, model: Prepared, *, cpu: str = "") -> Outputs:
     """Outputs of ``file`` in another process, emulated or not."""
-    outputs = model.feeds.with_name(f"{model.name}.outputs.npz")
+    outputs = model.feeds.with_suffix(f".{cpu or file.parent.name}.npz")
+    if outputs.exists() and outputs.stat().st_mtime > file.stat().st_mtime:
+        return read(outputs)
     environment = {**os.environ, "EDGEOPT_AARCH64_CPU": cpu}
     command = [*python, str(RUN_ONNX), *map(str, (file, model.feeds, outputs))]
     subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
-    with np.load(outputs) as archive:
+    return read(outputs)
+
+
+def read(file: Path) -> Outputs:
+    with np.load(file) as archive:
         return {key: archive[key] for key in archive.files}
 
 

@@ -22,6 +22,8 @@ def run(model: Path, feeds: dict[int, dict[str, np.ndarray]]) -> dict[str, np.nd
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = SILENT
+    # what ARM does by itself: elsewhere some layers of signed codes would be computed in float
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
     session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return {

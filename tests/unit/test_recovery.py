@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
+import builders
+import numpy as np
 import pytest
 
+from edgeopt.catalogue import find_pass
 from edgeopt.errors import PassFailed
 from edgeopt.records import Goal, Interval, Latency, Measurement, Quality, Recipe, Step, Trial
 from edgeopt.stages import pruning, recovery
@@ -140,7 +144,12 @@ def test_least_wrong_static_int8_beyond_the_budget_is_taught_to_live_with_its_ro
     (lesson,) = recovery.near_misses(trials, BENCH)  # type: ignore[arg-type]
     taught = lesson.taught(64)
     assert [step.technique for step in taught.steps] == ["tidy", "distill", "quantize_static"]
-    assert dict(taught.steps[1].settings) == {"steps": 64, "patience": 20, "fake_quantize": "int8", "reduced_range": True}
+    assert dict(taught.steps[1].settings) == {
+        "steps": 64,
+        "patience": 20,
+        "fake_quantize": "int8",
+        "reduced_range": True,
+    }
 
 
 @pytest.mark.parametrize(
@@ -151,6 +160,27 @@ def test_least_wrong_static_int8_beyond_the_budget_is_taught_to_live_with_its_ro
 def test_int8_is_not_taught_where_that_could_not_win(bound: float, speedup: float, winner: float) -> None:
     trials = [measured(Step.of("other"), bound=0.0, speedup=winner), measured(STATIC, bound=bound, speedup=speedup)]
     assert recovery.near_misses(trials, BENCH) == []  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="needs torch: pip install 'edgeopt[train]'")
+def test_passes_take_the_recipe_that_the_search_writes_and_int8_comes_out_nearer() -> None:
+    teacher = builders.conv_net()
+    student = builders.nearby(teacher, seed=1, deviation=0.1)
+    evidence = builders.FakeEvidence(teacher, samples=24)
+    trials = [measured(Step.of("quantize_static"), bound=0.02, speedup=2.0)]
+    (lesson,) = recovery.near_misses(trials, BENCH)  # type: ignore[arg-type]
+
+    def missed(recipe: Recipe) -> float:
+        made = student
+        for step in recipe.steps:
+            made = find_pass(step.technique).apply(made, dict(step.settings), evidence)
+        pairs = [
+            (builders.run(made, given)[0], builders.run(teacher, given)[0])
+            for given in (builders.feeds(teacher, seed=seed) for seed in range(100, 108))
+        ]
+        return float(np.mean([np.square(ours - theirs).mean() for ours, theirs in pairs]))
+
+    assert missed(lesson.taught(recovery.STEPS[0])) < 0.8 * missed(lesson.untaught())
 
 
 def prepared() -> pruning.Pruning:

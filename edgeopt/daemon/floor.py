@@ -19,7 +19,7 @@ from edgeopt.daemon.house import Backoff, House
 from edgeopt.daemon.jobs import Job
 from edgeopt.daemon.marks import FAILED, ON_TRIAL, Mark
 from edgeopt.daemon.neighbour import Reason
-from edgeopt.daemon.publish import Origin, Published, publish
+from edgeopt.daemon.publish import Origin, Published, lead, publish
 from edgeopt.daemon.retreat import retreat
 from edgeopt.daemon.supervise import Outcome, Wish
 from edgeopt.daemon.trial import Prober
@@ -58,7 +58,7 @@ class End:
     published: Published | None
     seconds: float
     failed_trial: str = ""
-    """Why the published version does not run; ``current`` points to the one before again."""
+    """Why the published version does not run; ``current`` was never led to it."""
 
 
 OnEnded: TypeAlias = Callable[[Job, Future[End]], None]
@@ -151,17 +151,19 @@ class Floor:
                 highest=house.store.highest_version(job.name),
                 created_s=house.wall_s(),
                 heals=order.heals,
+                on_trial=True,
             )
             published = publish(
                 folder.out, job.name, house.folders.published, settings=house.config.publish, origin=origin
             )
-            if published.fresh:
-                failed = self._try(running, published, order)
+            failed = self._try(running, published, order) if published.fresh else ""
+            if not failed:
+                lead(published, keep=house.config.publish.keep)
         seconds = house.clock() - running.started_s
         return End(outcome=outcome, published=published, seconds=seconds, failed_trial=failed)
 
     def _try(self, running: Running, published: Published, order: JobOrder) -> str:
-        """Open and run the version where it will be served from; one that fails is retreated from."""
+        """Open and run the version where it will be served from, before anybody is led to it."""
         house = self._house
         folder = JobFolder(house.folders.staging / running.job.job_id)
         prober = Prober(work=folder.work, should_stop=lambda: running.wish is not None, clock=house.clock)

@@ -107,7 +107,7 @@ class Models:
         return self._today[runtime]
 
     def refresh_moved(self) -> list[Shelf]:
-        """Read again what the command line (or a hand) has changed since; returns those shelves.
+        """Read again what the command line (or a hand) has changed since; the shelves that lead elsewhere now.
 
         Versions, pins and ``current`` all come and go by renames in the name's folder, so its time of change tells.
         """
@@ -124,7 +124,7 @@ class Models:
         self._times = times
         known = {name: model.shelf for name, model in self._known.items()}
         self._today = {} if changed else self._today
-        return [shelf for name in sorted(changed) if (shelf := self._read(name)) != known.get(name)]
+        return [shelf for name in sorted(changed) if _led(shelf := self._read(name)) != _led(known.get(name))]
 
     def rows(self) -> list[Row]:
         return [model.row for _, model in sorted(self._known.items())]
@@ -166,6 +166,10 @@ def describe(shelf: Shelf) -> Model:
         quality_kind=kind if kind in _KINDS else "",
     )
     return Model(shelf=shelf, facts=facts, row=_row(shelf, manifest, facts), then=fingerprint.of_manifest(manifest))
+
+
+def _led(shelf: Shelf | None) -> tuple[int, int]:
+    return (shelf.current, shelf.pinned) if shelf is not None else (0, 0)
 
 
 def _leads(model: Model, number: int) -> bool:

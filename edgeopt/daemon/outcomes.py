@@ -155,7 +155,7 @@ class Outcomes:
         self._over(job)
 
     def _failed_trial(self, job: Job, published: Published, end: End) -> None:
-        """What was published does not run where it lies: ``current`` is back already, the version stays for a look."""
+        """What was published does not run where it lies: nobody was led to it, and it stays for a look."""
         shelf = self._house.models.refresh(job.name)
         if shelf.current:
             self._house.store.set_current(job.name, shelf.current, pinned=shelf.pinned)

@@ -30,7 +30,7 @@ from edgeopt.errors import BadOutput
 from edgeopt.layout import CHECKSUMS_FILE, MANIFEST_FILE
 from edgeopt.records import Healing
 
-__all__ = ["Origin", "Published", "pin", "publish", "recover", "rollback", "unpin"]
+__all__ = ["Origin", "Published", "lead", "pin", "publish", "recover", "rollback", "unpin"]
 
 _MOST_FILES = 64
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -50,6 +50,8 @@ class Origin:
     """Wall clock time for the manifest; now, where None."""
     heals: Healing | None = None
     """The stale or damaged version that this one takes the place of."""
+    on_trial: bool = False
+    """Leave ``current`` where it is: the caller tries the version first, then calls :func:`lead`."""
 
 
 _NOBODY = Origin()
@@ -113,12 +115,27 @@ def _publish_locked(
         if origin.heals is not None:
             stamped["healed"] = _healed(manifest, shelf, origin.heals)
         _add_version(out, stamped, shelf.folder, version=version, mode=settings.mode)
-    if not shelf.pinned:
-        shelves.point_current(shelf.folder, version)
-    removed = shelves.retain(shelves.read(shelf.folder.parent, shelf.name), keep=settings.keep)
+    removed = [] if origin.on_trial else _lead_locked(shelf.folder, version, keep=settings.keep)
     return Published(
         name=shelf.name, version=version, folder=shelf.folder / str(version), fresh=fresh, removed=tuple(removed)
     )
+
+
+def lead(published: Published, *, keep: int) -> list[int]:
+    """Let ``current`` point to a version that was tried, unless it is pinned elsewhere; what made room for it.
+
+    Raises :class:`~edgeopt.errors.EnvironmentFault` where the disk refuses; calling again is safe.
+    """
+    home = published.folder.parent
+    with storage.storage_errors(f"publishing {published.name}"), shelves.locked(home):
+        return _lead_locked(home, published.version, keep=keep)
+
+
+def _lead_locked(home: Path, version: int, *, keep: int) -> list[int]:
+    shelf = shelves.read(home.parent, home.name)
+    if not shelf.pinned and version in shelf.good:
+        shelves.point_current(home, version)
+    return shelves.retain(shelves.read(home.parent, home.name), keep=keep)
 
 
 def _healed(manifest: dict[str, Any], shelf: Shelf, heals: Healing) -> dict[str, Any]:

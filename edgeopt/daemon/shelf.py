@@ -220,9 +220,8 @@ def _recover_one(published_root: Path, home: Path) -> None:
             if entry.name.startswith(_TEMPORARY):
                 storage.remove_tree(entry)
         shelf = read(published_root, home.name)
-        if shelf.versions and not shelf.current:
-            newest = (shelf.good or shelf.versions)[-1]
-            point_current(home, shelf.pinned if shelf.pinned in shelf.versions else newest)
+        if shelf.good and not shelf.current:
+            point_current(home, shelf.pinned if shelf.pinned in shelf.good else shelf.good[-1])
         if not any(home.iterdir()):
             home.rmdir()  # a name whose first publish never came to an end
 

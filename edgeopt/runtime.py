@@ -8,45 +8,30 @@ reported and the old one goes on serving. Calls under way end on the session tha
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from edgeopt import device, fingerprint
 from edgeopt.errors import BrokenArtifact, CompileFailed, EdgeoptError, UnfitArtifact, UsageError
 from edgeopt.fingerprint import Fingerprint
-from edgeopt.integrity import listed_sums, sha256_of
-from edgeopt.layout import CHECKSUMS_FILE, CURRENT_LINK, MANIFEST_FILE
+from edgeopt.layout import CURRENT_LINK, MANIFEST_FILE
+from edgeopt.published import PublishedVersion, changed, check_files, read_version, unfit
 from edgeopt.records import Artifact
 
 if TYPE_CHECKING:
     from edgeopt.protocols import Array, Feeds, Session
 
+__all__ = ["LoadedModel", "PublishedVersion", "check_files", "load", "read_version", "unfit"]
 
-_SCHEMA = 1
-_MANIFEST_LIMIT_BYTES = 16 << 20
 _AGAIN_S = 60.0
 """After which a version that did not open is tried once more: descriptors or memory may have been short."""
 _log = logging.getLogger("edgeopt.runtime")
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedVersion:
-    """One version's folder as its manifest describes it."""
-
-    folder: Path
-    manifest: dict[str, Any]
-    artifact: Artifact
-    fallback: Artifact | None = None
-    """What may stand in for an engine where that does not run; None where the manifest allows nothing."""
 
 
 class LoadedModel:
@@ -185,7 +170,7 @@ class _Opened:
                 reason = error.message
         if fallback is None:
             raise UnfitArtifact(f"{version.folder} does not fit here: {reason}", hint=_WAYS_OUT)
-        other = _changed(Fingerprint(runtime=fallback.runtime, runtime_version=fallback.runtime_version))
+        other = changed(Fingerprint(runtime=fallback.runtime, runtime_version=fallback.runtime_version))
         if other and not accept_stale:
             raise UnfitArtifact(
                 f"{version.folder} does not fit here: {reason}; nor does its {Path(fallback.path).name}: {other}",
@@ -223,85 +208,6 @@ def load(
     if not folder.is_dir():
         raise UsageError(f"there is no published model {str(name_or_dir)!r}", hint=f"Look into {folder.parent}.")
     return LoadedModel(folder.absolute(), accept_stale=accept_stale)
-
-
-def read_version(folder: Path) -> PublishedVersion:
-    """The manifest of a version's folder; :class:`BrokenArtifact` where it is none of schema 1."""
-    file = folder / MANIFEST_FILE
-    try:
-        with file.open("rb") as stream:
-            manifest = json.loads(stream.read(_MANIFEST_LIMIT_BYTES))
-        artifact = _artifact(folder, manifest["artifact"])
-        fallback = manifest["artifact"].get("fallback")
-        stand_in = None if fallback is None else _artifact(folder, fallback)
-        schema = manifest["schema"]
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"{folder} holds no {MANIFEST_FILE}", hint="Name the folder of a published version."
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BrokenArtifact(f"{file} is no manifest: {error!r}", hint="Publish the model again.") from error
-    if schema != _SCHEMA:
-        raise BrokenArtifact(
-            f"{file} has schema {schema!r}, this edgeopt reads schema {_SCHEMA}", hint="Use a matching edgeopt."
-        )
-    return PublishedVersion(folder, manifest, artifact, stand_in)
-
-
-def unfit(version: PublishedVersion) -> str:
-    """Why an artifact should not be run here, in one clause; empty where its conditions are those here.
-
-    More instruction sets than it was measured with, or another name of the device, make nothing wrong.
-    """
-    if version.manifest.get("status") == "unverified":
-        return "nobody has run it on its device yet"
-    if version.artifact.format != "onnx" and not device.gpu_present():
-        return f"{Path(version.artifact.path).name} runs on an NVIDIA GPU, and there is none here"
-    return _changed(fingerprint.of_manifest(version.manifest))
-
-
-def _changed(then: Fingerprint) -> str:
-    now = fingerprint.here(then.runtime)
-    return "; ".join(change.text for change in fingerprint.misfits(then, now))
-
-
-def _artifact(folder: Path, described: Mapping[str, Any]) -> Artifact:
-    """An artifact as a manifest describes it; KeyError, TypeError or AttributeError where it does not."""
-    return Artifact(
-        path=str(folder / Path(described["file"]).name),
-        format=described["format"],
-        sha256=described["sha256"],
-        bytes=described["bytes"],
-        runtime=described["runtime"],
-        runtime_version=described["runtime_version"],
-        session=tuple(sorted(described["session"].items())),
-    )
-
-
-def check_files(version: PublishedVersion) -> list[str]:
-    """What is wrong with the files of a version, one sentence each: the artifact's hash, then every line of SHA256SUMS."""
-    artifacts = (version.artifact, version.fallback)
-    expected = {Path(artifact.path).name: artifact.sha256 for artifact in artifacts if artifact is not None}
-    problems = []
-    try:
-        sums = listed_sums(version.folder / CHECKSUMS_FILE)
-    except FileNotFoundError:
-        problems.append(f"{CHECKSUMS_FILE} is missing")
-    except ValueError as error:
-        problems.append(str(error))
-    else:
-        problems += [
-            f"{CHECKSUMS_FILE} and {MANIFEST_FILE} disagree on {name}"
-            for name, digest in sums.items()
-            if expected.setdefault(name, digest) != digest
-        ]
-    for name, digest in expected.items():
-        file = version.folder / Path(name).name
-        if not file.is_file():
-            problems.append(f"{name} is missing")
-        elif (found := sha256_of(file)) != digest:
-            problems.append(f"{name} has sha256 {found[:12]}, not {digest[:12]}")
-    return problems
 
 
 def _number(folder: Path) -> int:

@@ -1,7 +1,7 @@
 """Bits where they matter: how much each group of weights damages the outputs, and which bits for each make the least of a given size.
 
-Stands under ``passes.quantize_weights``. The damage is measured: the model with one group packed runs over a few calibration samples, and the noise at its worst
-output counts. Each further bit quarters the noise power, so what was measured at one width says enough of all others, and bits are given out
+Stands under ``passes.quantize_weights``. The damage is measured: one group is packed, a few calibration samples are run, and the noise at the worst
+output counts (``noises``). Each further bit quarters the noise power, so what was measured at one width says enough of all others, and bits are given out
 one after the other to whoever sheds most damage for its bytes.
 """
 
@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.calibrate import noises
 from edgeopt.errors import PassFailed
+from edgeopt.graph import apart, quantizable
 from edgeopt.protocols import Evidence
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from edgeopt.protocols import Array, Model
 
 MOST_GROUPS = 32
@@ -31,6 +35,30 @@ def groups(names: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(names[start:end]) for start, end in pairwise(ends)]
 
 
+def damages_at_once(
+    model: Model,
+    found: Sequence[Sequence[ir.Node]],
+    pack: noises.Quantize,
+    evidence: Evidence,
+    *,
+    sizes: Sequence[int],
+) -> list[float] | None:
+    """As :func:`damages`, with three opened models for all groups; None where the readers of the groups cannot be taken apart.
+
+    ``found``: the nodes that read each group's weights. ``pack`` packs the weights of all groups in a model of these nodes side by side.
+    """
+    _check(evidence)
+    readers = [list(dict.fromkeys(quantizable.layer_name(node) for node in nodes)) for nodes in found]
+    names = [name for group in readers for name in group]
+    pieces = {piece.layer: piece for piece in apart.pieces(model, set(names))}
+    # a cell whose weights are in two groups would be damaged by both at once
+    if len(set(names)) < len(names) or not all(name in pieces for name in names):
+        return None
+    parts = [[pieces[name] for name in group] for group in readers]
+    measured = noises.measured(model, parts, pack, evidence, shares=sizes, most=_SAMPLES)
+    return [damage.at_outputs for damage in measured]
+
+
 def damages(
     model: Model,
     found: Sequence[tuple[str, ...]],
@@ -41,8 +69,7 @@ def damages(
 
     ``packed`` makes that model. Raises :class:`~edgeopt.errors.PassFailed` without samples.
     """
-    if not evidence.sample_count:
-        raise PassFailed("there are no calibration samples", hint="Drop calibration samples beside the model.")
+    _check(evidence)
     names = [str(value.name) for value in model.graph.outputs]
     original = list(islice(evidence.observe(model, names), _SAMPLES))
     return [_damage(original, list(islice(evidence.observe(packed(group), names), _SAMPLES))) for group in found]
@@ -65,6 +92,11 @@ def allocate(
         index = -max(offers)[1]
         left -= sizes[index] * (widths[chosen[index] + 1] - widths[chosen[index]])
         chosen[index] += 1
+
+
+def _check(evidence: Evidence) -> None:
+    if not evidence.sample_count:
+        raise PassFailed("there are no calibration samples", hint="Drop calibration samples beside the model.")
 
 
 def _relief(damage: float, step: Sequence[int], measured_bits: int) -> float:

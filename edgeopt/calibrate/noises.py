@@ -1,6 +1,6 @@
 """What each group of layers does to the outputs when it is quantized: measured with three opened models for all of them.
 
-Stands under ``sensitivity``. The layers run side by side on the true inputs, quantized by the pass itself and in the target's own kernels
+Stands under ``stages.sensitivity`` and ``passes.quantize_weights``. The layers run side by side on the true inputs, quantized by the pass itself and in the target's own kernels
 (``graph.apart``); the noise that each makes is added to its output in the float model, and what comes out at the end is its damage. One
 sample tells most groups apart; the others are spent on those that may have to stay in float. Once a sample is through, the
 scan may end at any time.
@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,6 @@ from numpy.typing import NDArray
 from edgeopt.graph import apart
 from edgeopt.graph.apart import Piece
 from edgeopt.protocols import Evidence
-from edgeopt.stages.judges import noise_and_signal
 
 if TYPE_CHECKING:
     from edgeopt.protocols import Array, Feeds, Gradients, Model
@@ -60,21 +60,24 @@ class Damage:
                 sums[name] = (before[0] + noise, before[1] + signal)
 
 
-def measured(
+def measured(  # noqa: PLR0913 - what is measured, how it is changed, on what, and how thoroughly
     model: Model,
     found: Sequence[Sequence[Piece]],
     quantize: Quantize,
     evidence: Evidence,
     *,
     shares: Sequence[float],
+    most: int | None = None,
 ) -> list[Damage]:
-    """The damage of each group of pieces; ``shares`` say what keeping a group in float costs.
+    """The damage of each group of pieces; ``shares`` say what sparing a group costs.
+
+    With ``most`` all groups run on as many samples, for whoever needs the small damages as well.
 
     Raises :class:`~edgeopt.errors.PassFailed` where ``quantize`` does.
     """
     every = [piece for group in found for piece in group]
     quantized = quantize(apart.side_by_side(model, every), _given(model, every, evidence))
-    return _Scan(model, found, quantized, evidence, shares).run()
+    return _Scan(model, found, quantized, evidence, shares).run(most)
 
 
 def between(model: Model, changed: Model, evidence: Evidence) -> Damage:
@@ -142,11 +145,11 @@ class _Scan:
         self._turns: list[int | None] = []
         self._own: list[Powers] = []
 
-    def run(self) -> list[Damage]:
+    def run(self, most: int | None) -> list[Damage]:
         names = [str(value.name) for value in self._model.graph.outputs]
         original: Mapping[str, Array] = {}
         noisy = apart.with_noise(self._model, self._ends)
-        for outputs in self._evidence.run(noisy, self._feeds(), names):
+        for outputs in self._evidence.run(noisy, self._feeds(most), names):
             turn = self._turns[-1]
             if turn is None:
                 original = outputs
@@ -154,16 +157,16 @@ class _Scan:
                 self._damages[turn].add(_powers(original, outputs), self._own[turn])
         return self._damages
 
-    def _feeds(self) -> Iterator[Feeds]:
+    def _feeds(self, most: int | None) -> Iterator[Feeds]:
         """For every sample the original first, then one group's noise at a time."""
-        for number, (feeds, noises, own) in enumerate(self._noises()):
+        for number, (feeds, noises, own) in enumerate(islice(self._noises(), most)):
             if number and _is_over(self._evidence):
                 return
             silent = {**feeds, **{apart.noise(name): _NONE for name in self._ends}}
             self._own = own
             self._turns.append(None)
             yield silent
-            for index in self._active(number):
+            for index in self._active(number) if most is None else range(len(self._found)):
                 self._turns.append(index)
                 ends = [name for piece in self._found[index] for name in piece.outputs]
                 yield {**silent, **{apart.noise(name): noises[name] for name in ends}}
@@ -217,7 +220,7 @@ def _powers(original: Mapping[str, Array], changed: Mapping[str, Array]) -> Powe
     for name, right in original.items():
         if right.dtype.kind == "f":
             other = changed[name] if changed[name].shape == right.shape else np.zeros_like(right)
-            found[name] = noise_and_signal(right, other)
+            found[name] = (_mean_power(np.subtract(other, right, dtype=np.float64)), _mean_power(right))
     return found
 
 
@@ -229,6 +232,10 @@ def _worst(sums: Powers) -> float:
 
 def _difference(changed: NDArray[Any], right: NDArray[Any]) -> Array:
     return np.asarray(np.nan_to_num(changed - right), np.float32)
+
+
+def _mean_power(values: NDArray[Any]) -> float:
+    return float(np.square(values, dtype=np.float64).mean()) if values.size else 0.0
 
 
 def _power(values: NDArray[Any]) -> float:

@@ -25,7 +25,9 @@ Settings (all optional):
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -152,8 +154,8 @@ def _allocated(model: Model, found: list[Weight], scheme: WeightScheme, evidence
     others = {weight.name for weight in compact.weights(model.graph)}
     key = f"{QuantizeWeights.name}.damages:{fingerprint(model)}:{groups}:{scheme.levels}:{scheme.block}"
 
-    def packed(group: tuple[str, ...]) -> Model:
-        skip = json.dumps(sorted(others - set(group)))
+    def packed(wanted: Collection[str], layers: Model, seen: Evidence) -> Model:
+        skip = json.dumps(sorted(others - set(wanted)))
         settings: Settings = {
             "bits": _MEASURED_BITS,
             "levels": scheme.levels,
@@ -161,14 +163,20 @@ def _allocated(model: Model, found: list[Weight], scheme: WeightScheme, evidence
             "small": 0.0,
             "skip": skip,
         }
-        return QuantizeWeights().apply(model, settings, evidence)
+        return QuantizeWeights().apply(layers, settings, seen)
 
+    together = [sum(sizes[name] for name in group) for group in groups]
     damage = evidence.memo.get(key)
     if not isinstance(damage, list):
-        damage = evidence.memo[key] = allocation.damages(model, groups, packed, evidence)
+        readers = {weight.name: [use.node for use in weight.value.uses()] for weight in found}
+        nodes = [[node for name in group for node in readers[name]] for group in groups]
+        damage = allocation.damages_at_once(model, nodes, partial(packed, sizes), evidence, sizes=together)
+        if damage is None:
+            damage = allocation.damages(model, groups, lambda group: packed(group, model, evidence), evidence)
+        evidence.memo[key] = damage
     bits = allocation.allocate(
         damage,
-        [sum(sizes[name] for name in group) for group in groups],
+        together,
         [width for width in WIDTHS if width >= scheme.bits],
         measured_bits=_MEASURED_BITS,
         mean_bits=scheme.mean_bits,

@@ -28,6 +28,8 @@ _PLANNED_SHARE = 0.7
 """Of the budget, for the planned recipes: what is found out by measuring must get its turn too."""
 _TEACHING_SHARE = 0.3
 """Of the budget, for a training that was not asked for."""
+_SHORTEST_S = 15.0
+"""Loading torch and finding a learning rate takes about as long: with less time nothing would be learned."""
 _FOR_TRAINING = 0.85
 """Of the time that is left: what was taught has to be measured as well."""
 _PRUNING_SHARE = 0.3
@@ -65,10 +67,14 @@ class Search:
         self._turn_s = self._budget_s * (_PLANNED_SHARE if self._may_prune() else 1.0)
         self._planned += sum(len(family) for family in families)
         rehearsal = Rehearsal(self._bench)
-        trials = [trial for family in families for trial in self._best_of(family, rehearsal)]
+        trials: list[Trial] = []
+        packed = [index for index, family in enumerate(families) if _packs(family[0])]
+        for index, family in enumerate(families):
+            trials.extend(self._best_of(family, rehearsal))
+            if packed and index == packed[-1]:
+                trials.extend(self._packed(trials, rehearsal))
         self._turn_s = self._budget_s
         deadline_s = self._started_s + self._budget_s
-        trials.extend(self._packed(trials, rehearsal))
         for base in mixed.bases(trials, self._bench):
             if self._clock() < deadline_s:
                 trials.extend(mixed.search(base, rehearsal, self._attempt, self._lost, deadline_s=deadline_s))
@@ -81,8 +87,7 @@ class Search:
 
     def _packed(self, trials: Sequence[Trial], rehearsal: Rehearsal) -> Iterator[Trial]:
         """Trials with as few bits a weight as are right, where bytes are the goal and the operator allows weights to be packed."""
-        planned = [trial.recipe.steps for trial in trials if trial.recipe.steps]
-        first = next((steps for steps in planned if steps[-1].technique == bits.TECHNIQUE), None)
+        first = next((trial.recipe.steps for trial in trials if _packs(trial.recipe)), None)
         enough = self._trials is not None and self._tried >= self._trials
         deadline_s = self._started_s + self._budget_s * (_PLANNED_SHARE if self._may_prune() else 1.0)
         if first is None or enough or self._clock() > deadline_s or bits.refusal(self._bench) is not None:
@@ -124,10 +129,12 @@ class Search:
             begin=lambda recipe: self._show(recipe, self._tried + 1),
             clock=self._clock,
         )
+        now_s = self._clock()
+        end_s = now_s + min(_FOR_TRAINING * (deadline_s - now_s), _TEACHING_SHARE * self._budget_s)
         for number, lesson in enumerate(lessons):
             enough = self._trials is not None and self._tried >= self._trials
-            left_s = min(_FOR_TRAINING * (deadline_s - self._clock()), _TEACHING_SHARE * self._budget_s)
-            if enough or left_s <= 0:
+            left_s = end_s - self._clock()
+            if enough or left_s < _SHORTEST_S:
                 return
             latest_s = self._clock() + left_s / (len(lessons) - number)
             yield from recovery.teach(lesson, rehearsal, doors, deadline_s=latest_s)
@@ -192,6 +199,10 @@ class Search:
 
     def _tell(self, trial: Trial) -> None:
         self._bench.emit(Event(kind="candidate", fields={"outcome": _outcome(trial), "trial": wire.encode(trial)}))
+
+
+def _packs(recipe: Recipe) -> bool:
+    return bool(recipe.steps) and recipe.steps[-1].technique == bits.TECHNIQUE
 
 
 def _outcome(trial: Trial) -> str:

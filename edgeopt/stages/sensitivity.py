@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeopt.calibrate import noises
+from edgeopt.calibrate.noises import Damage
 from edgeopt.graph import apart, quantizable
 from edgeopt.protocols import Evidence, Quantizer
 from edgeopt.records import Step
-from edgeopt.stages import noises
-from edgeopt.stages.noises import Damage
 
 if TYPE_CHECKING:
     from edgeopt.protocols import Model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import builders
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt.calibrate import allocation, codebook, compensate, gram, packing
-from edgeopt.graph import compact, quantizable
+from edgeopt.graph import check, compact, quantizable
+from edgeopt.passes import QuantizeWeights
 
 LEVELS = (2, 3, 4, 8, 16, 32, 64, 128, 256)
 
@@ -260,3 +263,34 @@ def test_groups_hold_every_name_once_and_in_order(count: int) -> None:
     found = allocation.groups(names)
     assert [name for group in found for name in group] == names
     assert len(found) == min(count, allocation.MOST_GROUPS)
+
+
+def _wide_net() -> ir.Model:
+    net = builders.Net(seed=3)
+    value = net.op("Relu", net.op("Conv", "image", net.weight(64, 16, 3, 3), net.weight(64), pads=[1, 1, 1, 1]))
+    value = net.op("Flatten", net.op("GlobalAveragePool", net.op("Conv", value, net.weight(128, 64, 1, 1))))
+    net.op("Gemm", value, net.weight(128, 64), output="out")
+    return net.build({"image": [1, 16, 6, 6]}, {"out": [1, 64]})
+
+
+@pytest.mark.parametrize(
+    "build",
+    [_wide_net, lambda: builders.bert_block(width=64), lambda: builders.lstm(hidden=32)],
+    ids=["layers", "transformer", "cell with two weights"],
+)
+def test_damages_measured_in_one_go_are_those_of_one_model_for_each_group(
+    build: Callable[[], ir.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build()
+    found = []
+    for at_once in (True, False):
+        if not at_once:
+            monkeypatch.setattr(allocation, "damages_at_once", lambda *_, **__: None)
+        evidence = builders.FakeEvidence(model, samples=1)
+        settings = {"bits": 2, "mean_bits": 5.0, "levels": "palette", "small": 0.0}
+        made = QuantizeWeights().apply(model, settings, evidence)
+        check.verify(made, like=model)
+        (damage,) = [value for key, value in evidence.memo.items() if "damages" in key]
+        found.append(damage)
+    assert found[0] == pytest.approx(found[1], rel=0.05, abs=1e-9)
+    assert max(found[0]) > 0

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from builders import FakeEvidence
 
+from edgeopt.calibrate import noises
 from edgeopt.graph import apart
 from edgeopt.passes import QuantizeDynamic, QuantizeStatic
 from edgeopt.records import Step
-from edgeopt.stages import noises, sensitivity
+from edgeopt.stages import sensitivity
 
 MODELS = {"convolutions": builders.conv_net, "matrices": builders.mlp}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from edgeopt.catalogue import find_pass
 from edgeopt.errors import PassFailed
-from edgeopt.graph import check, quantizable, tensors
+from edgeopt.graph import check, compact, quantizable, tensors
 from edgeopt.passes import PruneWeights, QuantizeStatic, QuantizeWeights
 
 UNPACKING = ("Cast", "Gather", "Reshape", "Slice", "Mul", "CumSum", "Concat", "Transpose")
@@ -298,3 +300,18 @@ def test_tensorrt_and_old_opsets_get_zeros_in_place_only() -> None:
         prune(old)
     assert refused.value.hint
     prune(old, form="dense")
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="needs torch: pip install 'edgeopt[train]'")
+def test_distillation_behind_keeps_the_zeros_and_they_are_stored_as_a_mask_in_the_end() -> None:
+    model = matrices()
+    evidence = builders.FakeEvidence(model, samples=16, teacher=model)
+    wish = {"pattern": "2:4", "method": "magnitude", "form": "dense", "small": 0.0}
+    dense = PruneWeights().apply(model, wish, evidence)
+    taught = find_pass("distill").apply(dense, {"steps": 60, "batch": 4, "learning_rate": 3e-3}, evidence)
+    made = PruneWeights().apply(taught, {"pattern": "2:4", "method": "found"}, evidence)
+    check.verify(made, like=model)
+    assert compact.zeros(taught.graph) == compact.zeros(dense.graph) == 0.5
+    assert tensors.parameter_bytes(made) < 0.6 * tensors.parameter_bytes(model)
+    (right,), (plain,), (better,) = (outputs(each) for each in (model, dense, made))
+    assert np.square(better - right).sum() < np.square(plain - right).sum()

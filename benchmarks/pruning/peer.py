@@ -29,7 +29,7 @@ CRITERIA = {"torch-pruning l2": "magnitude", "torch-pruning taylor": "taylor"}
 """``magnitude``: its default, the l2 norm of the whole group; ``taylor``: of the cross entropy with the model's own answers as labels, since there are no others."""
 _HERE = Path(__file__).parent.parent / "peers"
 _REQUIREMENTS, _SCRIPT = _HERE / "requirements" / "torch_pruning.txt", _HERE / "recipes" / "with_torch_pruning.py"
-_SAMPLES = 32
+_SAMPLES, _SMALLEST = 32, 1e-2
 
 
 def choose(question: Question, subject: Subject) -> tuple[Removed, dict[str, Any]]:
@@ -91,9 +91,11 @@ def _difference(ours: ir.Model, subject: Subject, folder: Path, samples: list[An
         theirs = arrays["last"]
     name = str(ours.graph.outputs[-1].name)
     seen = subject.evidence.run(ours, samples[: len(theirs)], [name])
-    return max(
-        float(np.abs(each[name].ravel() - row.ravel()).max() / np.abs(row).max())
-        for each, row in zip(seen, theirs, strict=True)
+    # a model that was only cut may answer almost nothing, of which any rounding is a large part
+    scale = max(float(np.abs(theirs).max()), _SMALLEST)
+    return (
+        max(float(np.abs(each[name].ravel() - row.ravel()).max()) for each, row in zip(seen, theirs, strict=True))
+        / scale
     )
 
 

@@ -76,11 +76,13 @@ def _work(folder: JobFolder, cache: Path, emit: EventPipe) -> int:
         emit(Event(kind="note", fields={"text": note}))
     # after the sandbox: from here on a hostile model may be in charge
     if order.source.format == BUNDLE_FORMAT:
-        from edgeopt.acceptance import run  # what is accepted was made elsewhere: nothing that makes is imported
-    else:
-        from edgeopt.pipeline import run
+        from edgeopt import acceptance  # what is accepted was made elsewhere: nothing that makes is imported
 
-    verdict = run(order, folder, cache, emit)
+        verdict = acceptance.run(order, folder, cache, emit)
+    else:
+        from edgeopt import pipeline
+
+        verdict = pipeline.run(order, folder, cache, emit)
     emit(Event(kind="finished", fields={"reason": verdict.reason}))
     return 0
 

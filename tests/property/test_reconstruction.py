@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import builders
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeopt.calibrate import saliency
+from edgeopt.calibrate import importance, regression, saliency
 from edgeopt.calibrate.activity import Activity
+from edgeopt.calibrate.consumers import consumers
 from edgeopt.calibrate.regression import Sums, best
 from edgeopt.calibrate.saliency import Reader, greedy
 
@@ -120,6 +123,55 @@ def test_deeper_ranking_begins_with_the_shallower_one(seed: int, units: int) -> 
     deep = order(units - 1)
     for depth in range(1, units):
         assert order(depth)[:depth] == deep[:depth]
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(seed=SEEDS, size=st.integers(1, 3), lazy=st.sampled_from([1, 4, 48]))
+def test_lazy_removal_costs_what_removal_from_scratch_costs(seed: int, size: int, lazy: int) -> None:
+    random = np.random.default_rng(seed)
+    units = 12
+    width = units * size
+    covariance = np.cov(correlated(random, 4 * width, width).T, bias=True)
+    rows = random.standard_normal((5, width)).astype(np.float32)
+    columns = [np.sort(each) for each in random.permutation(width).reshape(units, size)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saliency, "_LAZY", lazy)
+        scores = greedy([Reader.of(rows, covariance, columns)], units, units - 1)
+    damped, power = saliency.damped(covariance), np.einsum("oi,oi->", rows @ covariance, rows)
+    alive, lost, highest = list(range(units)), 0.0, 0.0
+    for unit in np.argsort(scores, kind="stable")[:-1]:
+        alive.remove(int(unit))
+        kept = np.concatenate([columns[each] for each in alive])
+        # what the weights on the kept columns, refitted, cannot explain of all that the layer gave
+        explained = damped[:, kept] @ np.linalg.solve(damped[np.ix_(kept, kept)], damped[kept])
+        missed = float(np.einsum("oi,oi->", rows @ (damped - explained), rows) / power)
+        highest = max(highest, missed - lost)  # a later removal never scores below an earlier one
+        assert np.isclose(scores[unit], highest, rtol=1e-3, atol=1e-6)
+        lost = missed
+
+
+def test_large_means_do_not_drown_the_variance_that_a_ranking_goes_by() -> None:
+    model = builders.mlp()
+    known = consumers(model)
+    evidence = builders.FakeEvidence(model, samples=16)
+    shifted = [{name: array + np.float32(3e3) for name, array in each.items()} for each in evidence._samples]
+    plain = importance._covariances(model, list(known.values())[:1], evidence)
+    evidence._samples = shifted
+    again = importance._covariances(model, list(known.values())[:1], evidence)
+    for name, covariance in plain.items():
+        np.testing.assert_allclose(again[name], covariance, rtol=0.02, atol=0.01 * np.abs(covariance).max())
+
+
+@given(lowest=st.integers(0, len(regression.RIDGES) - 1), slope=st.floats(0.1, 10.0))
+def test_walk_over_the_pulls_finds_the_lowest_and_tries_no_more_than_it_must(lowest: int, slope: float) -> None:
+    tried = []
+
+    def error(ridge: float) -> float:
+        tried.append(ridge)
+        return slope * abs(regression.RIDGES.index(ridge) - lowest)
+
+    assert regression._best_ridge(error) == (regression.RIDGES[lowest], 0.0)
+    assert len(tried) == len(set(tried)) <= 4
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

@@ -76,10 +76,8 @@ def embeddings() -> ir.Model:
 MODELS = (convolutions, matrices, embeddings)
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},
-    {"pattern": "2:4"},
     {"pattern": "1:4", "bits": 3},
     {"pattern": "4:8", "bits": 8},
-    {"ratio": 0.7, "bits": 5},
     {"ratio": 0.3, "scope": "global", "method": "magnitude", "bits": 2},
 )
 

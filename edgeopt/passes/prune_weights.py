@@ -96,9 +96,10 @@ class PruneWeights:
         ]
         kept = [sparse for sparse in made if sparse is not None]
         if not kept:
+            lacks = "has zeros enough" if scheme.method == "found" else f"keeps the noise of {scheme.noise:g}"
             raise PassFailed(
                 f"no layer became sparse: {len(found)} are large enough, the pattern {scheme.pattern} fits "
-                f"{len(removals)}, and none keeps the noise of {scheme.noise:g}",
+                f"{len(removals)}, none {lacks}",
                 hint="Allow more noise, or leave this technique out for this model.",
             )
         writer = SparseWriter(own)

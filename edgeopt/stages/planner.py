@@ -34,7 +34,7 @@ def plan(
     recipes, left_out = [], []
     folds = passes["fold_batch_norm"].refuse(signature, target) is None
     for recipe in dict.fromkeys(_wishes(signature, target, policy, folds=folds)):
-        reason = _forbidden(recipe, policy.techniques) or _refusal(
+        reason = forbidden(recipe, policy.techniques) or _refusal(
             recipe, signature, target, passes, has_samples=has_samples
         )
         if reason:
@@ -203,7 +203,8 @@ def _refusal(
     return None
 
 
-def _forbidden(recipe: Recipe, techniques: Techniques) -> str | None:
+def forbidden(recipe: Recipe, techniques: Techniques) -> str | None:
+    """Why the operator does not want ``recipe``; None where nothing speaks against it."""
     wanted = techniques.quantize
     quantizers = [step.technique for step in recipe.steps if step.technique.startswith("quantize")]
     if wanted == "auto" or not quantizers:

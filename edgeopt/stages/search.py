@@ -13,7 +13,7 @@ from functools import partial
 from edgeopt import records, wire
 from edgeopt.errors import CandidateError, CompileFailed, MeasureFailed, PassFailed
 from edgeopt.records import Event, Recipe, Step, Trial
-from edgeopt.stages import attempt, bits, contest, mixed, pruning, recovery
+from edgeopt.stages import attempt, bits, contest, mixed, planner, pruning, recovery
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.cache import CandidateCache
 from edgeopt.stages.events import staged
@@ -77,7 +77,7 @@ class Search:
         deadline_s = self._started_s + self._budget_s
         for base in mixed.bases(trials, self._bench):
             if self._clock() < deadline_s:
-                trials.extend(mixed.search(base, rehearsal, self._attempt, self._lost, deadline_s=deadline_s))
+                trials.extend(mixed.search(base, rehearsal, self._attempt_allowed, self._lost, deadline_s=deadline_s))
         trials.extend(self._pruned(trials, rehearsal, deadline_s))
         trials.extend(self._taught(trials, rehearsal, deadline_s))
         return trials
@@ -186,6 +186,11 @@ class Search:
         self._planned = max(self._planned, number)
         self._progress(recipe, number, 0.0, "")
         self._bench.evidence.progress = partial(self._progress, recipe, number)
+
+    def _attempt_allowed(self, recipe: Recipe) -> Trial:
+        """A trial of a recipe that was not planned: with techniques that the operator may have left out."""
+        reason = planner.forbidden(recipe, self._techniques)
+        return self._attempt(recipe) if reason is None else self._lost(recipe, reason)
 
     def _progress(self, recipe: Recipe, number: int, share: float, words: str) -> None:
         """Say how far the trial of ``recipe`` is; a pass that goes on for long calls it with its own share and words."""

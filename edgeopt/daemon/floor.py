@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edgeopt import wire
-from edgeopt.daemon import marks, storage, supervise, trial
+from edgeopt.daemon import marks, smoke, storage, supervise
 from edgeopt.daemon.chatter import field_text
 from edgeopt.daemon.house import Backoff, House
 from edgeopt.daemon.jobs import Job
-from edgeopt.daemon.marks import FAILED, ON_TRIAL, Mark
+from edgeopt.daemon.marks import FAILED, UNTRIED, Mark
 from edgeopt.daemon.neighbour import Reason
 from edgeopt.daemon.publish import Origin, Published, lead, publish
 from edgeopt.daemon.retreat import retreat
+from edgeopt.daemon.smoke import Prober
 from edgeopt.daemon.supervise import Outcome, Wish
-from edgeopt.daemon.trial import Prober
 from edgeopt.errors import CorruptState, EnvironmentFault, JobCancelled
 from edgeopt.layout import JobFolder, cache_folder
 from edgeopt.records import Event, JobOrder
@@ -57,7 +57,7 @@ class End:
     outcome: Outcome
     published: Published | None
     seconds: float
-    failed_trial: str = ""
+    failed_smoke_test: str = ""
     """Why the published version does not run; ``current`` was never led to it."""
 
 
@@ -151,7 +151,7 @@ class Floor:
                 highest=house.store.highest_version(job.name),
                 created_s=house.wall_s(),
                 heals=order.heals,
-                on_trial=True,
+                untried=True,
             )
             published = publish(
                 folder.out, job.name, house.folders.published, settings=house.config.publish, origin=origin
@@ -160,7 +160,7 @@ class Floor:
             if not failed:
                 lead(published, keep=house.config.publish.keep)
         seconds = house.clock() - running.started_s
-        return End(outcome=outcome, published=published, seconds=seconds, failed_trial=failed)
+        return End(outcome=outcome, published=published, seconds=seconds, failed_smoke_test=failed)
 
     def _try(self, running: Running, published: Published, order: JobOrder) -> str:
         """Open and run the version where it will be served from, before anybody is led to it."""
@@ -169,10 +169,10 @@ class Floor:
         prober = Prober(work=folder.work, should_stop=lambda: running.wish is not None, clock=house.clock)
         where = (house.folders.published, published.name, published.version)
         try:
-            failed = trial.failure_of(published.folder, folder, order, prober)
+            failed = smoke.failure_of(published.folder, folder, order, prober)
         except JobCancelled:
             with storage.storage_errors(f"marking version {published.version} of {published.name}"):
-                marks.put(published.folder.parent, published.version, Mark(kind=ON_TRIAL))
+                marks.put(published.folder.parent, published.version, Mark(kind=UNTRIED))
             return ""
         if failed:
             retreat(*where, Mark(kind=FAILED, reason=failed))

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgeopt import fingerprint, wire
-from edgeopt.daemon import marks, retreat, scrub, shelf, sources, storage, terms, trial
+from edgeopt.daemon import marks, retreat, scrub, shelf, smoke, sources, storage, terms
 from edgeopt.daemon.house import House
 from edgeopt.daemon.jobs import ACTIVE, Job
-from edgeopt.daemon.marks import DAMAGED, FAILED, ON_TRIAL, Mark
+from edgeopt.daemon.marks import DAMAGED, FAILED, UNTRIED, Mark
 from edgeopt.daemon.models import Model
 from edgeopt.daemon.outcomes import Outcomes
 from edgeopt.daemon.scrub import Finding
+from edgeopt.daemon.smoke import Prober
 from edgeopt.daemon.sources import Remake
-from edgeopt.daemon.trial import Prober
 from edgeopt.errors import CorruptState, EdgeoptError, EnvironmentFault
 from edgeopt.layout import JobFolder
 from edgeopt.records import Healing as Heals
@@ -207,7 +207,7 @@ class Healing:
         untried = (
             model.shelf
             for model in house.models.unwell()
-            if (mark := model.shelf.marks.get(model.shelf.current)) is not None and mark.kind == ON_TRIAL
+            if (mark := model.shelf.marks.get(model.shelf.current)) is not None and mark.kind == UNTRIED
         )
         if (found := next(untried, None)) is None:
             return False
@@ -254,7 +254,7 @@ def _try(home: Path, version: int, source: JobFolder, prober: Prober) -> str:
     if source.order.is_file():
         try:
             order = wire.loads(JobOrder, source.order.read_bytes())
-            problem = trial.failure_of(home / str(version), source, order, prober)
+            problem = smoke.failure_of(home / str(version), source, order, prober)
         except ValueError:
             problem = ""  # an order of another edgeopt
     if not problem:

@@ -18,9 +18,9 @@ DAMAGED = "damaged"
 """Its files are not what was published."""
 FAILED = "smoke"
 """It was published, and did not open or run."""
-ON_TRIAL = "trial"
+UNTRIED = "untried"
 """Published, and nobody knows whether it runs: the daemon ended in between."""
-_KINDS = (DAMAGED, FAILED, ON_TRIAL)
+_KINDS = (DAMAGED, FAILED, UNTRIED)
 _FILE = re.compile(r"\.mark-([1-9][0-9]{0,8})")
 _MOST_BYTES = 64 << 10
 

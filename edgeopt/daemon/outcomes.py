@@ -121,8 +121,8 @@ class Outcomes:
             self._failed(job, _failure_of_error(fault), seconds=None)
             return
         end = future.result()
-        if end.published is not None and end.failed_trial:
-            self._failed_trial(job, end.published, end)
+        if end.published is not None and end.failed_smoke_test:
+            self._failed_smoke_test(job, end.published, end)
         elif end.published is not None:
             self._published(job, end.published, end)
         elif end.outcome.kind == "stopped":
@@ -154,14 +154,14 @@ class Outcomes:
         )
         self._over(job)
 
-    def _failed_trial(self, job: Job, published: Published, end: End) -> None:
+    def _failed_smoke_test(self, job: Job, published: Published, end: End) -> None:
         """What was published does not run where it lies: nobody was led to it, and it stays for a look."""
         shelf = self._house.models.refresh(job.name)
         if shelf.current:
             self._house.store.set_current(job.name, shelf.current, pinned=shelf.pinned)
         failure = Failure(
             code=BadOutput.code,
-            message=printable(f"version {published.version} was published and {end.failed_trial}"),
+            message=printable(f"version {published.version} was published and {end.failed_smoke_test}"),
             hint="Look at the version's report and its mark, then use edgeopt retry.",
             stage="publish",
             disposition=Disposition.QUARANTINE,

@@ -50,7 +50,7 @@ class Origin:
     """Wall clock time for the manifest; now, where None."""
     heals: Healing | None = None
     """The stale or damaged version that this one takes the place of."""
-    on_trial: bool = False
+    untried: bool = False
     """Leave ``current`` where it is: the caller tries the version first, then calls :func:`lead`."""
 
 
@@ -115,7 +115,7 @@ def _publish_locked(
         if origin.heals is not None:
             stamped["healed"] = _healed(manifest, shelf, origin.heals)
         _add_version(out, stamped, shelf.folder, version=version, mode=settings.mode)
-    removed = [] if origin.on_trial else _lead_locked(shelf.folder, version, keep=settings.keep)
+    removed = [] if origin.untried else _lead_locked(shelf.folder, version, keep=settings.keep)
     return Published(
         name=shelf.name, version=version, folder=shelf.folder / str(version), fresh=fresh, removed=tuple(removed)
     )

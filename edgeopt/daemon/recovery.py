@@ -17,7 +17,7 @@ from edgeopt.daemon import intake, marks, shelf, sources, storage, supervise
 from edgeopt.daemon.front import DropNote
 from edgeopt.daemon.house import House
 from edgeopt.daemon.jobs import ACTIVE, CRASH_LIMIT, RUNNING, Job
-from edgeopt.daemon.marks import ON_TRIAL, Mark
+from edgeopt.daemon.marks import UNTRIED, Mark
 from edgeopt.daemon.outcomes import Failure, Outcomes
 from edgeopt.daemon.printable import printable
 from edgeopt.daemon.shelf import Shelf
@@ -114,7 +114,8 @@ def _end_leftovers(house: House) -> None:
 
 def _keep_source(house: House, entry: Path) -> None:
     """A crash may have come between a job's outcome and the keeping of what it was made of."""
-    with suppress(KeyError):
+    # without it the model has to be dropped again one day: no reason to keep the daemon from starting
+    with suppress(KeyError, OSError):
         job = house.store.get(entry.name)
         if job.state == "published":
             sources.keep(JobFolder(entry), job.key, house.folders.sources)
@@ -130,7 +131,7 @@ def _finish_published(house: House) -> None:
                 if isinstance(owner, dict) and owner.get("id") == job.job_id:
                     _complete(house, found, number)
                     with storage.storage_errors(f"marking version {number} of {found.name}"):
-                        marks.put(found.folder, number, Mark(kind=ON_TRIAL))
+                        marks.put(found.folder, number, Mark(kind=UNTRIED))
                     house.store.finish(job.job_id, "published", version=number)
                     house.log.info(
                         "job-published", job=job.job_id, model=job.name, version=number, noted="after a crash"

@@ -1,6 +1,6 @@
 """Leading readers away from a version that turned out bad: mark it, and point ``current`` to the last good one.
 
-Used by ``floor`` where a fresh version fails its trial, and by ``healing`` where published files are damaged. Nothing is
+Used by ``floor`` where a fresh version fails its smoke test, and by ``healing`` where published files are damaged. Nothing is
 deleted. The version that is retreated to is read whole first, since whatever damaged one may have damaged the other.
 """
 

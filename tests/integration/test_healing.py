@@ -1,6 +1,6 @@
 """Versions that no longer hold, in a real daemon: found, made anew out of the kept source, served meanwhile by the last good one.
 
-The worker is the fake one, whose ``genuine`` publishes a model that really runs; trials run in the real probe. Another
+The worker is the fake one, whose ``genuine`` publishes a model that really runs; smoke tests run in the real probe. Another
 version of the runtime is a folder of package metadata on PYTHONPATH, which daemon and workers read alike.
 """
 
@@ -156,7 +156,7 @@ def test_version_that_nobody_tried_because_of_a_crash_is_tried_after_the_start(d
     publish(daemon, "publish")
     daemon.kill()
     home = daemon.published / "m"
-    marks.put(home, 1, Mark(kind=marks.ON_TRIAL))
+    marks.put(home, 1, Mark(kind=marks.UNTRIED))
     daemon.start()
     daemon.wait(lambda: shelf.read(daemon.published, "m").marks == {})
     assert current(daemon) == 1

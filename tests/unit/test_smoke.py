@@ -1,4 +1,4 @@
-"""A fresh version's trial: what counts as failing, what proves nothing, and that no process is left. The probe is a fake process."""
+"""A fresh version's smoke test: what fails it, what proves nothing, and that no process is left. The probe is a fake process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from edgeopt import device
-from edgeopt.daemon import trial
-from edgeopt.daemon.trial import Prober
+from edgeopt.daemon import smoke
+from edgeopt.daemon.smoke import Prober
 from edgeopt.errors import JobCancelled
 from edgeopt.layout import JobFolder
 from edgeopt.records import JobOrder, Policy, Source, StagedFiles, WorkerLimits
@@ -62,7 +62,7 @@ ORDER = JobOrder(
 def outcome(
     root: Path, published: str, original: str = FINE, *, prober: dict[str, Any] | None = None, **manifest: Any
 ) -> str:
-    """The trial's verdict where the probe answers so to the published artifact and to the original."""
+    """The outcome where the probe answers so to the published artifact and to the original."""
     version = root / "published" / "m" / "1"
     version.mkdir(parents=True)
     described = {"schema": 1, "source": {}, "artifact": ARTIFACT | manifest.pop("artifact", {}), **manifest}
@@ -71,7 +71,7 @@ def outcome(
     (root / "published.answer").write_text(published)
     (root / "original.answer").write_text(original)
     settings = {"work": root, "command": (sys.executable, str(root / "probe.py")), **(prober or {})}
-    return trial.failure_of(version, JobFolder(root / "job"), ORDER, Prober(**settings))
+    return smoke.failure_of(version, JobFolder(root / "job"), ORDER, Prober(**settings))
 
 
 def asked(root: Path) -> list[str]:
@@ -136,7 +136,7 @@ def test_probe_that_hangs_is_ended_with_its_time_and_proves_nothing(tmp_path: Pa
     assert gone(tmp_path)
 
 
-def test_daemon_that_stops_waits_for_no_trial(tmp_path: Path) -> None:
+def test_daemon_that_stops_waits_for_no_smoke_test(tmp_path: Path) -> None:
     started_s = time.monotonic()
     with pytest.raises(JobCancelled):
         outcome(tmp_path, "hang", prober={"should_stop": (tmp_path / "pid").exists})
@@ -147,4 +147,4 @@ def test_daemon_that_stops_waits_for_no_trial(tmp_path: Path) -> None:
 def gone(root: Path) -> bool:
     """Whether the probe that wrote its pid is no more, and its folder neither."""
     pid = int((root / "pid").read_text() or 0)
-    return not (pid and Path(f"/proc/{pid}").exists()) and not list(root.glob("trial-*"))
+    return not (pid and Path(f"/proc/{pid}").exists()) and not list(root.glob("smoke-*"))

@@ -1,4 +1,4 @@
-"""A fresh version is on trial: it is opened and run once, in the sandbox, where it will be served from.
+"""The smoke test: a fresh version is opened and run once, in the sandbox, where it will be served from.
 
 After ``publish``. The published files go to ``edgeopt.worker.probe``, a process of its own, with a sample of the drop where
 there is one. An artifact that does not run while the original runs on the very same input has failed, and so has one
@@ -102,7 +102,7 @@ def _wrong(answer: dict[str, Any]) -> str:
 
 def _probe(request: dict[str, Any], prober: Prober) -> dict[str, Any] | None:
     """What the probe answers; None where it did not, for want of time, memory or a sane answer."""
-    with tempfile.TemporaryDirectory(prefix="trial-", dir=prober.work) as folder:
+    with tempfile.TemporaryDirectory(prefix="smoke-", dir=prober.work) as folder:
         work = Path(folder)
         (work / "request").write_text(json.dumps(request), encoding="utf-8")
         with (work / "request").open("rb") as question, (work / "answer").open("w+b") as answer:
@@ -136,7 +136,7 @@ def _run(work: Path, question: int, answer: int, prober: Prober) -> int | None:
     try:
         while process.poll() is None and prober.clock() < deadline_s:
             if prober.should_stop():
-                raise JobCancelled("the trial was stopped")
+                raise JobCancelled("the smoke test was stopped")
             time.sleep(_TICK_S)
         return process.poll()
     finally:

@@ -88,9 +88,9 @@ def _work(folder: JobFolder, cache: Path, emit: EventPipe) -> int:
 
 
 def _gpu(order: JobOrder) -> tuple[Path, ...]:
-    """The GPU's device files, for a job that may run there: by its policy, or by the job file, which is read in the sandbox."""
-    may = order.policy.target.name.startswith("tensorrt") or order.files.job_file is not None
-    return device.gpu_nodes() if may else ()
+    """The GPU's device files, for a job that may run there: by its policy, or by a job file or a bundle, which are read in the sandbox."""
+    told_later = order.files.job_file is not None or order.source.format == BUNDLE_FORMAT
+    return device.gpu_nodes() if told_later or order.policy.target.name.startswith("tensorrt") else ()
 
 
 def _unforeseen(error: Exception) -> EdgeoptError:

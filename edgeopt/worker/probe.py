@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import wire
+from edgeopt import device, wire
 from edgeopt.errors import EdgeoptError, UsageError
 from edgeopt.layout import ARTIFACT_FILE
 from edgeopt.records import Artifact, InputHint, Policy, Recipe, Signature, Target, TargetRequest, WorkerLimits
@@ -46,8 +46,6 @@ class Request:
 
 def answer(request: Request, work: Path) -> dict[str, Any]:
     """Open everything, run it once; time it where ``compare`` asks for it."""
-    from edgeopt import device
-
     target = device.detect(TargetRequest(threads=request.threads))
     artifacts = [_compiled(Path(item), target) if isinstance(item, str) else item for item in request.artifacts]
     signature = _signature(_model_of(artifacts[0]))
@@ -142,6 +140,12 @@ def _shapes(names: Sequence[str], outputs: Sequence[Array]) -> list[dict[str, An
     ]
 
 
+def _gpu(request: Request) -> tuple[Path, ...]:
+    """The GPU's device files, where an engine is among what is to be opened."""
+    given = [item for item in request.artifacts if not isinstance(item, str)]
+    return device.gpu_nodes() if any(artifact.format != "onnx" for artifact in given) else ()
+
+
 def main(argv: Sequence[str]) -> int:
     """Answer one request; the exit code is 1 for a refusal."""
     stdout = os.fdopen(os.dup(1), "w")
@@ -151,7 +155,7 @@ def main(argv: Sequence[str]) -> int:
         request = wire.loads(Request, sys.stdin.read())
         paths = [Path(item if isinstance(item, str) else item.path).parent for item in request.artifacts]
         paths += [Path(path) for path in filter(None, [request.data])]
-        report = sandbox.apply(read=paths, write=[work], limits=WorkerLimits(nice=0))
+        report = sandbox.apply(read=paths, write=[work], limits=WorkerLimits(nice=0), gpu=_gpu(request))
         document = answer(request, work) | {"sandbox": wire.encode(report)}
     except ValueError as error:
         document = {"error": {"message": str(error), "hint": "Report this."}}

@@ -23,7 +23,7 @@ from edgeopt import oneshot, runtime
 from edgeopt.passes import CastFp16, FoldBatchNorm, QuantizeDynamic, QuantizeStatic, QuantizeWeights, Tidy
 from edgeopt.records import Policy, Recipe, Step, TargetRequest
 
-pytestmark = pytest.mark.aarch64
+pytestmark = [pytest.mark.aarch64, pytest.mark.timeout(900)]
 
 ROOT = Path(edgeopt.__file__).resolve().parent.parent
 DIGITS = ROOT / "edgeopt" / "demo" / "digits.onnx"
@@ -104,7 +104,7 @@ def run(python: str, files: dict[str, tuple[Path, Path]], folder: Path, **enviro
     """Outputs of all models, by one process."""
     outputs = {name: folder / f"{number}.npz" for number, name in enumerate(files)}
     triples = [str(path) for name, pair in files.items() for path in (*pair, outputs[name])]
-    subprocess.run([python, str(RUN_ONNX), *triples], check=True, env={**os.environ, **environment}, timeout=110)
+    subprocess.run([python, str(RUN_ONNX), *triples], check=True, env={**os.environ, **environment}, timeout=800)
     return outputs
 
 

@@ -34,6 +34,11 @@ class Verbosities(Protocol):
     def DETAILED(self) -> Any: ...  # noqa: N802
 
 
+class BuilderFlags(Protocol):
+    @property
+    def SPARSE_WEIGHTS(self) -> Any: ...  # noqa: N802
+
+
 class MemoryPools(Protocol):
     @property
     def WORKSPACE(self) -> Any: ...  # noqa: N802
@@ -48,6 +53,7 @@ class BuilderConfig(Protocol):
     progress_monitor: Any
 
     def set_memory_pool_limit(self, pool: Any, size: int, /) -> None: ...
+    def set_flag(self, flag: Any, /) -> None: ...
     def add_optimization_profile(self, profile: Any, /) -> int: ...
 
 
@@ -122,6 +128,8 @@ class Library(Protocol):
     def ProfilingVerbosity(self) -> Verbosities: ...  # noqa: N802
     @property
     def MemoryPoolType(self) -> MemoryPools: ...  # noqa: N802
+    @property
+    def BuilderFlag(self) -> BuilderFlags: ...  # noqa: N802
     @property
     def TensorIOMode(self) -> TensorModes: ...  # noqa: N802
     @property

@@ -11,7 +11,7 @@ Memory: one sample's tensors, plus the targets and sums of a few layers at a tim
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,16 @@ _MOST_STEPS = 48
 def is_held_out(index: int) -> bool:
     """Whether a calibration sample judges a refit instead of being fitted; distillation judges by the same samples."""
     return index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """How the samples are gone through."""
+
+    shapes: Shapes = field(default_factory=dict)
+    """With the tensors' shapes that were observed, each layer is reached from where the last one stood instead of from the inputs."""
+    apart: bool = False
+    """The held-out samples stay out of the weights for good: distillation judges by them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +104,20 @@ def refit(
     removed: Mapping[str, Collection[int]],
     evidence: Evidence,
     *,
-    shapes: Shapes | None = None,
+    how: Course | None = None,
 ) -> tuple[Model, dict[str, Refit]]:
     """The model with the units zeroed and their consumers refitted, and what became of each consumer.
 
-    Names and shapes are those of ``model``: ``shrink`` takes it from here. With the ``shapes`` that were observed, each layer is reached from where the last one
-    stood instead of from the inputs. Raises :class:`~edgeopt.errors.PassFailed` without samples, or where a tensor is not
-    finite.
+    Names and shapes are those of ``model``: ``shrink`` takes it from here. Raises :class:`~edgeopt.errors.PassFailed` without samples, or
+    where a tensor is not finite.
     """
+    how = how or Course()
     if not evidence.sample_count:
         raise PassFailed("there are no calibration samples to refit with", hint="Set refit=false, or drop samples.")
     current = shrink.zeroed(model, groups, removed)
     tasks = _tasks(model, current, groups, removed)
     steps = list(_steps(_levels(current, _losing(groups, removed))))
-    relay = Relay(current, shapes or {}, evidence, samples=MOST_SAMPLES)
+    relay = Relay(current, how.shapes, evidence, samples=MOST_SAMPLES)
     final = _final(relay, steps)
     rounds = [
         list(gram.rounds([tasks[name] for name in names if name in tasks], lambda task: task.cost(_read(evidence))))
@@ -118,7 +128,7 @@ def refit(
     for number, names in enumerate(steps):
         for group in rounds[number]:
             for task, sums in zip(group, _observe(relay, group, targets.of(group), final[number]), strict=True):
-                result = best(*sums, task.weights)
+                result = best(*sums, task.weights, apart=how.apart)
                 found[task.current.name] = result
                 if result.how != "plain":
                     _write(task, result.weights)

@@ -118,14 +118,15 @@ class Refit:
     gain: float
 
 
-def best(fit: Sums, held: Sums, weights: Weights) -> Refit:
+def best(fit: Sums, held: Sums, weights: Weights, *, apart: bool = False) -> Refit:
     """Whatever errs least on the held-out rows: the weights as they are, with the means kept, or refitted.
 
     A refit may look good on its own rows and be worse than nothing on others, so it has to show on ``held``; once it did, all rows
-    make the final weights. Without held-out rows the weights stay.
+    make the final weights, unless the held-out ones stay ``apart`` for a later judge. Without held-out rows the weights stay.
     """
-    whole = fit.plus(held)
-    if not held.rows or not fit.rows or not np.isfinite(whole.gram).all() or not np.isfinite(whole.cross).all():
+    every = fit.plus(held)
+    whole = fit if apart else every
+    if not held.rows or not fit.rows or not np.isfinite(every.gram).all() or not np.isfinite(every.cross).all():
         return Refit(weights, "plain", 1.0)
     plain = held.error(weights)
     if plain <= 0.0:

@@ -43,6 +43,8 @@ class PruneScheme:
     scope: str = "local"
     multiple: int = 0
     refit: bool = True
+    apart: bool = False
+    """The refit leaves the samples alone that distillation behind it judges by."""
     direction: str = "low"
     families: str = "all"
     seed: int = 0

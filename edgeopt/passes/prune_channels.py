@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from edgeopt.calibrate import importance, removal
 from edgeopt.calibrate.consumers import consumers, removed_columns, with_biases
 from edgeopt.calibrate.importance import Ranking
-from edgeopt.calibrate.reconstruct import refit
+from edgeopt.calibrate.reconstruct import Course, refit
 from edgeopt.calibrate.removal import PruneScheme, Removed
 from edgeopt.calibrate.scheme import read_settings
 from edgeopt.calibrate.shapes import observed_shapes
@@ -77,7 +77,7 @@ class PruneChannels:
         losing = removed_columns(found, removed, consumers(own))
         biased = with_biases(own, losing)
         found = groups.find(biased, shapes)
-        refitted, _ = refit(biased, found, removed, evidence, shapes=shapes)
+        refitted, _ = refit(biased, found, removed, evidence, how=Course(shapes=shapes, apart=scheme.apart))
         return shrink.shrink(refitted, found, removed)
 
 

@@ -28,7 +28,7 @@ def recipes(techniques: Techniques, last: Step, *, unpacks: bool = True) -> Iter
     distilled = _steps("distill", techniques.distill)
     if not pruned and not distilled:
         return
-    plain = tuple(_dense(step) for step in pruned)
+    plain = tuple(_dense(step) for step in (map(before_distillation, pruned) if distilled else pruned))
     if not unpacks:
         yield (*plain, *distilled)
     elif distilled:
@@ -36,6 +36,13 @@ def recipes(techniques: Techniques, last: Step, *, unpacks: bool = True) -> Iter
     else:
         yield pruned
     yield (*plain, *distilled, last)
+
+
+def before_distillation(step: Step) -> Step:
+    """``step`` as it is best with distillation behind it: what judges there must not have been fitted here."""
+    if step.technique != "prune_channels" or not dict(step.settings).get("refit", True):
+        return step
+    return Step.of(step.technique, **{"apart": True, **dict(step.settings)})
 
 
 def _steps(technique: str, wish: Any) -> Steps:

@@ -19,7 +19,7 @@ from edgeopt.stages.events import staged
 from edgeopt.stages.rehearsal import Rehearsal
 
 TECHNIQUE = "quantize_weights"
-MEANS = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5, 5.0, 5.5)
+MEANS = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 3.75, 4.0, 4.25, 4.5, 4.75, 5.0, 5.5)
 """Bits a weight on average; 6 even ones and 8 are planned recipes."""
 _COARSE = 3.5
 """From here on no weight gets fewer than three bits: two lose more than the others can buy."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from edgeopt.errors import CandidateError
 from edgeopt.records import Quality, Recipe, Scalar, Step, Trial
-from edgeopt.stages import select
+from edgeopt.stages import asked, select
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.events import staged
 from edgeopt.stages.pruning import LEAST, MARGIN, MOST, Pruning
@@ -103,7 +103,7 @@ def pruned_further(pruning: Pruning, reached: float | None) -> Lesson | None:
     if recipe is None or recipe == pruning.recipe(reached or 0.0):
         return None
     split = len(recipe.steps) - len(pruning.after)
-    return Lesson(before=recipe.steps[:split], after=recipe.steps[split:])
+    return Lesson(before=tuple(map(asked.before_distillation, recipe.steps[:split])), after=recipe.steps[split:])
 
 
 def teach(lesson: Lesson, rehearsal: Rehearsal, doors: Doors, *, deadline_s: float) -> Iterator[Trial]:

@@ -84,6 +84,18 @@ def test_what_is_chosen_never_errs_more_on_the_held_out_rows_than_plain_removal(
     assert (found.how == "plain") == (found.gain == 1.0)
 
 
+def test_what_stays_apart_chooses_the_refit_but_is_not_fitted() -> None:
+    random = np.random.default_rng(3)
+    inputs = correlated(random, 400, 6)
+    targets = inputs @ random.standard_normal((6, 2)).astype(np.float32)
+    fit, held = sums(inputs[:300], targets[:300]), sums(inputs[300:], targets[300:] + 1.0)
+    weights = np.zeros((7, 2))
+    apart, whole = best(fit, held, weights, apart=True), best(fit, held, weights)
+    assert apart.how == whole.how == "least squares"
+    assert held.error(whole.weights) < held.error(apart.weights)
+    assert fit.error(apart.weights) < fit.error(whole.weights)
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(seed=SEEDS, units=st.integers(2, 6), size=st.integers(1, 3))
 def test_cost_of_one_removal_is_what_refitting_all_others_leaves(seed: int, units: int, size: int) -> None:

@@ -230,7 +230,9 @@ def test_mark_comes_off_a_version_that_is_whole_again_but_not_off_one_that_faile
     assert shelf.read(root, "m").bad == (2,)
 
 
-@given(content=st.binary(max_size=40) | st.sampled_from([b'{"kind": "x", "reason": ""}', b'{"kind": "untried"}', b"[]"]))
+@given(
+    content=st.binary(max_size=40) | st.sampled_from([b'{"kind": "x", "reason": ""}', b'{"kind": "untried"}', b"[]"])
+)
 def test_mark_that_does_not_read_means_damaged(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     home = tmp_path_factory.mktemp("m")
     (home / ".mark-3").write_bytes(content)

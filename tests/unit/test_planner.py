@@ -167,7 +167,11 @@ def test_pruning_and_distillation_that_the_operator_spells_out_become_a_recipe_a
     names = [tuple(step.technique for step in recipe.steps) for recipe in asked]
     assert names[0] == ("tidy", "fold_batch_norm", "prune_channels", "distill")
     assert names[1] == (*names[0], "quantize_static")
-    assert dict(asked[0].steps[2].settings) == {"criterion": "l1", "removed": '{"conv.weight": 8}'}
+    assert dict(asked[0].steps[2].settings) == {
+        "criterion": "l1",
+        "removed": '{"conv.weight": 8}',
+        "apart": True,
+    }
 
 
 def test_pruning_left_to_the_search_is_not_planned() -> None:

@@ -15,6 +15,7 @@ from edgeopt.errors import PassFailed
 from edgeopt.records import Goal, Interval, Latency, Measurement, Quality, Recipe, Step, Trial
 from edgeopt.stages import pruning, recovery
 from edgeopt.stages.allotment import Share
+from edgeopt.stages.asked import before_distillation
 from edgeopt.stages.recovery import Doors, Lesson, teach
 
 SHARE = Share(name="conv", units=100, step=1, cost=1.0, damages=tuple(0.001 * count for count in range(1, 80)))
@@ -198,7 +199,10 @@ def prepared() -> pruning.Pruning:
 def test_pruning_is_asked_for_more_than_the_refit_alone_allowed(reached: float | None, asked: float) -> None:
     lesson = recovery.pruned_further(prepared(), reached)
     assert lesson is not None
-    assert lesson.untaught() == prepared().recipe(asked)
+    plain = prepared().recipe(asked)
+    assert plain is not None
+    assert lesson.untaught().steps == tuple(map(before_distillation, plain.steps))
+    assert dict(lesson.untaught().steps[1].settings)["apart"] is True
     assert [step.technique for step in lesson.taught(64).steps] == [
         "tidy",
         "prune_channels",

@@ -47,8 +47,8 @@ CONTROL = Entry(tool="original", recipe="itself", label="the original against it
 _SEED = 0
 _LONGEST_S = 1.0
 _HOPELESS = 4.0
-"""A bound this many times beyond the budget: timed in two passes only."""
-_FEWEST_PASSES = 2
+"""A bound this many times beyond the budget: timed in one pass only."""
+_FEWEST_PASSES = 1
 _CONFIDENT = 0.5
 Found = tuple[Entry, Record | None, bool]
 

@@ -41,7 +41,7 @@ def test_search_distils_what_was_pruned_too_far(tmp_path: Path) -> None:
     np.savez(tmp_path / "eval.npz", rows=rows[1024:])
     policy = Policy(
         goal=Goal(objective="size", max_drop=0.02),
-        search=Search(budget_s=240.0),
+        search=Search(budget_s=80.0),
         techniques=Techniques(quantize="off"),
     )
     request = Request(

@@ -118,7 +118,11 @@ def _marked(text: str, *, is_marked: bool) -> str:
 
 
 def _speedup(row: Row) -> str:
-    return f"{row.speedup.value:.2f} [{row.speedup.low:.2f}, {row.speedup.high:.2f}]" if row.speedup else "-"
+    if row.speedup is None:
+        return "-"
+    if len(row.passes) == 1:
+        return f"{row.speedup.value:.2f}"
+    return f"{row.speedup.value:.2f} [{row.speedup.low:.2f}, {row.speedup.high:.2f}]"
 
 
 def _quality(row: Row) -> tuple[str, str, str, str]:

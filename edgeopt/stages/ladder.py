@@ -2,7 +2,7 @@
 
 Stands under ``mixed``. For each rung: the recipe's steps that put certain layers on it, and why it is out of the question where it is. What a rung
 costs is measured on the device, once a model, by the runtime's own profile of the whole model; a rung that is not faster than float is
-refused with both numbers. What the device's runtime has no kernels for at all is written in :data:`NO_KERNELS`, and nowhere else.
+refused with both numbers. What the device's runtime has no kernels for at all says :func:`no_kernels`, and nothing else does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from edgeopt.protocols import Quantizer
-from edgeopt.records import Recipe, Step
+from edgeopt.records import Recipe, Step, Target
 from edgeopt.stages import attempt, sensitivity
 from edgeopt.stages.attempt import Workbench
 
@@ -25,12 +25,12 @@ Put = Callable[["Request"], "tuple[Step, ...] | None"]
 _GAIN = 0.97
 """A rung must take less than this share of the float form's time to be worth a trial."""
 
-NO_KERNELS = {
+_NO_KERNELS = {
     "float16": "ONNX Runtime's x86 kernels compute float16 in float32, with a cast on either side",
     "bfloat16": "ONNX Runtime has no bfloat16 kernels for Conv and MatMul on a CPU",
 }
-"""Forms that a float layer could take and no kernel of ONNX Runtime 1.32 on an x86 CPU would be faster in; on ARM with float16 arithmetic the planner tries
-``cast_fp16`` on whole models, and TensorRT's builder chooses float16 for what is left in float by itself."""
+"""Of ONNX Runtime 1.32. On ARM with float16 arithmetic the planner tries ``cast_fp16`` on whole models, and TensorRT's builder chooses float16 for what
+is left in float by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +80,13 @@ class Offer:
 def rungs() -> tuple[Rung, ...]:
     """From the fastest to the most exact."""
     return (Rung("8-bit weights in blocks", _packed), Rung("16-bit activations", _wide))
+
+
+def no_kernels(target: Target) -> list[str]:
+    """Forms that a float layer could take and that no kernel on ``target`` would be faster in: not tried, one sentence each."""
+    if not target.arch.startswith(("x86", "amd64", "AMD64")):
+        return []
+    return [f"no layer is offered {form}: {reason}" for form, reason in _NO_KERNELS.items()]
 
 
 def offer(rung: Rung, request: Request, prefix: tuple[Step, ...], plain: Recipe) -> Offer | None:

@@ -167,6 +167,8 @@ def _between(
 ) -> Iterator[Trial]:
     """Trials with the ``kept`` groups, or the less damaging half of them, on a rung between; refused ones say what was measured."""
     plain = repair.recipe(kept)
+    for reason in ladder.no_kernels(repair.bench.target):
+        repair.bench.emit(Event(kind="note", fields={"text": reason}))
     for rung in ladder.rungs():
         for floats, middle in (((), kept), (kept[: len(kept) // 2], kept[len(kept) // 2 :])):
             request = Request(

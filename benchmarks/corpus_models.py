@@ -13,7 +13,8 @@ from edgeopt import device
 from edgeopt.calibrate.samples import SampleSet, open_samples
 from edgeopt.graph.load import load
 from edgeopt.passes import FoldBatchNorm, Tidy
-from edgeopt.records import Signature, Target, TargetRequest
+from edgeopt.policy import TargetRequest
+from edgeopt.records import Signature, Target
 from edgeopt.runtimes.ort import OnnxRuntime
 from edgeopt.stages.data import Subset
 from edgeopt.stages.evidence import CalibrationEvidence

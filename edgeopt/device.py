@@ -1,6 +1,6 @@
 """What this device is: architecture, instruction sets, usable cores and memory, temperature, load, GPU.
 
-:func:`detect` turns the operator's :class:`~edgeopt.records.TargetRequest` into the :class:`~edgeopt.records.Target`
+:func:`detect` turns the operator's :class:`~edgeopt.policy.TargetRequest` into the :class:`~edgeopt.records.Target`
 that candidates are made for. Everything is read from /proc and /sys by the standard library, so that the daemon may
 ask too, and every reader takes a :class:`Host` whose roots may lie elsewhere. A file that is missing or garbled means
 "unknown" and never an error: boards, containers and kernels differ in what they show.
@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from edgeopt.records import Target, TargetRequest
+from edgeopt.policy import TargetRequest
+from edgeopt.records import Target
 
 FEATURES = {
     "avx2": "256-bit integer kernels: int8 runs, without dot products often slower than float32",

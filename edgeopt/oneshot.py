@@ -27,7 +27,8 @@ from edgeopt.errors import (
 )
 from edgeopt.integrity import sha256_of
 from edgeopt.layout import BUNDLE_FILE, BUNDLE_SUFFIX, MANIFEST_FILE, JobFolder, cache_folder
-from edgeopt.records import Event, Goal, JobOrder, Policy, Recipe, Search, TargetRequest, WorkerLimits
+from edgeopt.policy import Goal, Policy, Search, TargetRequest, WorkerLimits
+from edgeopt.records import Event, JobOrder, Recipe
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -13,12 +13,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-Scalar: TypeAlias = str | int | float | bool
-Dim: TypeAlias = int | str
-"""A dimension: a length, or the name of a symbolic one (``"?"`` where the model names none)."""
+from edgeopt.policy import Dim, Policy, WorkerLimits
 
-Objective: TypeAlias = Literal["latency", "size", "memory"]
-Metric: TypeAlias = Literal["auto", "accuracy", "expected_drop", "agreement", "cosine", "nsr"]
+Scalar: TypeAlias = str | int | float | bool
+
 QualityKind: TypeAlias = Literal["accuracy", "agreement", "synthetic"]
 
 
@@ -62,7 +60,7 @@ class Signature:
         return sum(number for name, number in self.operators if name in operators)
 
 
-# ---------------------------------------------------------------- what the device is, what the operator wants
+# ---------------------------------------------------------------- what the device is
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """The device and runtime that candidates are made for."""
@@ -78,94 +76,6 @@ class Target:
     batch: int = 1
     compute_capability: tuple[float, ...] = ()
     """Of the GPUs that engines are built for ahead of time, such as 8.6; empty: the GPU that is there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TargetRequest:
-    """What the configuration asks of the target; ``device.detect`` turns it into a :class:`Target`."""
-
-    name: Literal["auto", "cpu", "arm", "tensorrt", "tensorrt-rtx"] = "auto"
-    threads: int | None = None
-    compute_capability: tuple[float, ...] = ()
-    features: tuple[str, ...] = ()
-    """Instruction sets of a processor that is not here; of the one that is here they are read."""
-    batch: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Goal:
-    objective: Objective = "latency"
-    metric: Metric = "auto"
-    max_drop: float = 0.01
-    """Largest quality drop a candidate may show at its 95 % bound, as a ratio."""
-    min_speedup: float = 1.02
-    """The objective's gain a candidate must show at its 95 % bound, as a ratio over the original."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
-    strategy: Literal["auto", "grid", "random", "bayesian"] = "auto"
-    budget_s: float = 600.0
-    trials: int | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Techniques:
-    """``auto``, ``off``, or what to use: names of passes, or settings."""
-
-    quantize: str | tuple[str, ...] = "auto"
-    prune: Any = "auto"
-    distill: Any = "auto"
-    merge: Any = "auto"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preprocess:
-    """How a picture becomes a tensor; used for calibration from image folders."""
-
-    resize: int | None = None
-    crop: int | None = None
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    layout: Literal["nchw", "nhwc"] = "nchw"
-    color: Literal["rgb", "bgr", "gray"] = "rgb"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputHint:
-    """What job.yaml says of one input: a shape for its symbolic dimensions, the range of its values."""
-
-    shape: tuple[Dim, ...] | None = None
-    range: tuple[float, float] | None = None
-    preprocess: Preprocess | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """What the operator accepts; the configuration's, with a drop's job.yaml laid over it."""
-
-    target: TargetRequest = field(default_factory=TargetRequest)
-    goal: Goal = field(default_factory=Goal)
-    search: Search = field(default_factory=Search)
-    techniques: Techniques = field(default_factory=Techniques)
-    inputs: tuple[tuple[str, InputHint], ...] = ()
-    teacher: str | None = None
-    merge: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerLimits:
-    """What the worker process may use."""
-
-    sandbox: Literal["auto", "required", "off"] = "auto"
-    job_timeout_s: float = 3600.0
-    memory_bytes: int = 0
-    """0 = no limit."""
-    threads: int | None = None
-    nice: int = 10
-    model_bytes: int = 4 << 30
-    torchscript: bool = False
 
 
 # ---------------------------------------------------------------- what the daemon hands to the worker

@@ -13,7 +13,7 @@ from edgeopt.daemon import drops
 from edgeopt.daemon.drops import Drop
 from edgeopt.daemon.intake import Patience, Staged, stage
 from edgeopt.daemon.scan import scan
-from edgeopt.records import Policy, WorkerLimits
+from edgeopt.policy import Policy, WorkerLimits
 
 
 def model_bytes(seed: int = 0, weights: int = 64) -> bytes:

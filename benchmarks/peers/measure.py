@@ -27,7 +27,8 @@ from edgeopt.errors import EdgeoptError
 from edgeopt.graph import endings
 from edgeopt.graph.load import load
 from edgeopt.layout import MANIFEST_FILE
-from edgeopt.records import Artifact, Goal, Interval, Quality, Recipe, TargetRequest
+from edgeopt.policy import Goal, TargetRequest
+from edgeopt.records import Artifact, Interval, Quality, Recipe
 from edgeopt.runtimes.ort import OnnxRuntime
 from edgeopt.stages import baseline, judges, measure, quality, reference
 from edgeopt.stages.bounds import median_interval

@@ -24,7 +24,8 @@ from edgeopt import device
 from edgeopt.calibrate.samples import open_samples
 from edgeopt.graph import endings
 from edgeopt.graph.load import load
-from edgeopt.records import Recipe, TargetRequest
+from edgeopt.policy import TargetRequest
+from edgeopt.records import Recipe
 from edgeopt.runtimes.ort import OnnxRuntime
 from edgeopt.stages import reference
 from edgeopt.stages.runners import Runner

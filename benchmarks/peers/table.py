@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
-from edgeopt.records import Goal
+from edgeopt.policy import Goal
 
 from .field import OWN
 from .measure import CONTROL, Row

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from edgeopt.calibrate import dtypes
 from edgeopt.errors import BadData
-from edgeopt.records import Preprocess, TensorSpec
+from edgeopt.policy import Preprocess
+from edgeopt.records import TensorSpec
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 _FORMATS = ("PNG", "JPEG", "BMP")

@@ -17,7 +17,8 @@ from edgeopt.calibrate.arrays import ArrayFile
 from edgeopt.calibrate.sample_set import Column, FilesColumn, SampleSet
 from edgeopt.calibrate.synthetic import GUESSES, Guess, synthetic
 from edgeopt.errors import BadData
-from edgeopt.records import DataOrigin, InputHint, Signature, TensorSpec
+from edgeopt.policy import InputHint
+from edgeopt.records import DataOrigin, Signature, TensorSpec
 
 __all__ = ["GUESSES", "MOST_BYTES", "Guess", "SampleSet", "open_samples", "synthetic"]
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from edgeopt.calibrate import dtypes
 from edgeopt.calibrate.sample_set import Column, SampleSet
-from edgeopt.records import DataOrigin, Dim, InputHint, Signature, TensorSpec
+from edgeopt.policy import Dim, InputHint
+from edgeopt.records import DataOrigin, Signature, TensorSpec
 
 BATCH = 1
 PAST = 16

@@ -14,7 +14,7 @@ from edgeopt import oneshot
 from edgeopt.cli import optimize, options
 from edgeopt.errors import UsageError
 from edgeopt.layout import BUNDLE_SUFFIX
-from edgeopt.records import Policy
+from edgeopt.policy import Policy
 
 if TYPE_CHECKING:
     from edgeopt.cli.main import Subparsers

@@ -19,7 +19,7 @@ from edgeopt import device
 from edgeopt.config import sections, units
 from edgeopt.config.schema import Config
 from edgeopt.device import Host
-from edgeopt.records import TargetRequest
+from edgeopt.policy import TargetRequest
 from edgeopt.runtimes.trt import flavours
 from edgeopt.runtimes.trt.flavours import Flavour
 

@@ -20,7 +20,8 @@ from edgeopt.cli import options, progress, tables
 from edgeopt.daemon.printable import printable
 from edgeopt.errors import ConfigError, UsageError
 from edgeopt.layout import BUNDLE_SUFFIX
-from edgeopt.records import Policy, Recipe, Scalar, Step
+from edgeopt.policy import Policy
+from edgeopt.records import Recipe, Scalar, Step
 
 if TYPE_CHECKING:
     from edgeopt.cli.main import Subparsers

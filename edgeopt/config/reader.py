@@ -1,6 +1,6 @@
 """Configuration and job files to frozen dataclasses; the door that hostile or hurried YAML has to pass.
 
-Text comes in, a :class:`~edgeopt.config.schema.Config` or a :class:`~edgeopt.records.Policy` goes out, or one
+Text comes in, a :class:`~edgeopt.config.schema.Config` or a :class:`~edgeopt.policy.Policy` goes out, or one
 :class:`~edgeopt.errors.ConfigError` with every mistake of the file, each with its line and key. ``document`` refuses
 what is dangerous, ``sections`` says which keys there are, this module walks the one by the other.
 """
@@ -22,7 +22,7 @@ from edgeopt.config.fields import Kind, Unfit, seen
 from edgeopt.config.schema import Config
 from edgeopt.config.sections import Section
 from edgeopt.errors import ConfigError
-from edgeopt.records import InputHint, Policy, Preprocess
+from edgeopt.policy import InputHint, Policy, Preprocess
 
 SYSTEM_CONFIG = Path("/etc/edgeopt/edgeopt.yaml")
 _NOWHERE = Path("/")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edgeopt.records import Goal, Search, TargetRequest, Techniques
+from edgeopt.policy import Goal, Search, TargetRequest, Techniques
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from edgeopt.config import entries, schema
 from edgeopt.config import fields as kinds
 from edgeopt.config.fields import Kind
-from edgeopt.records import Goal, InputHint, Preprocess, Search, TargetRequest, Techniques
+from edgeopt.policy import Goal, InputHint, Preprocess, Search, TargetRequest, Techniques
 
 FOLDERS = ("inbox", "published", "rejected", "state")
 

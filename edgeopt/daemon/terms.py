@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeopt.config.schema import Config
-from edgeopt.records import Policy, WorkerLimits
+from edgeopt.policy import Policy, WorkerLimits
 
 
 def policy(config: Config) -> Policy:

@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgeopt.records import Scalar, Step, Techniques
+from edgeopt.policy import Techniques
+from edgeopt.records import Scalar, Step
 
 Steps = tuple[Step, ...]
 _SPARSE = "prune_weights"

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from edgeopt.errors import CandidateError, EdgeoptError
 from edgeopt.graph import bare, check, save
 from edgeopt.layout import ARTIFACT_FILE
+from edgeopt.policy import Goal
 from edgeopt.protocols import Pass, Runtime
-from edgeopt.records import Artifact, Goal, Measurement, Quality, Recipe, Signature, Step, Target, Trial
+from edgeopt.records import Artifact, Measurement, Quality, Recipe, Signature, Step, Target, Trial
 from edgeopt.stages import measure, pairs, quality
 from edgeopt.stages.events import Emit, staged
 from edgeopt.stages.evidence import CalibrationEvidence

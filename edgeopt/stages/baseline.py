@@ -11,8 +11,9 @@ import numpy as np
 from edgeopt.errors import BadData, MeasureFailed
 from edgeopt.graph import save
 from edgeopt.layout import ARTIFACT_FILE
+from edgeopt.policy import Goal
 from edgeopt.protocols import Samples
-from edgeopt.records import Artifact, Goal, Interval, Measurement, Recipe, Trial
+from edgeopt.records import Artifact, Interval, Measurement, Recipe, Trial
 from edgeopt.stages import measure, quality
 from edgeopt.stages.reference import Reference, RunOne
 from edgeopt.stages.runners import Runner

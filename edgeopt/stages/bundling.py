@@ -36,7 +36,8 @@ from edgeopt.layout import (
     CHECKSUMS_FILE,
     SAMPLES_FOLDER,
 )
-from edgeopt.records import Artifact, DataOrigin, Goal, JobOrder, Measurement, Quality, Target, Trial
+from edgeopt.policy import Goal
+from edgeopt.records import Artifact, DataOrigin, JobOrder, Measurement, Quality, Target, Trial
 from edgeopt.stages import reference, report
 from edgeopt.stages.bundle import Bundle, Candidate
 from edgeopt.stages.reference import Reference

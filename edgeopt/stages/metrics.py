@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.records import Goal
+from edgeopt.policy import Goal
 from edgeopt.stages import judges
 from edgeopt.stages.bounds import binomial_interval, mean_interval
 from edgeopt.stages.forms import OutputForm

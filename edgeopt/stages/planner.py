@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from edgeopt.policy import Policy, Techniques
 from edgeopt.protocols import Pass
-from edgeopt.records import Policy, Recipe, Scalar, Signature, Step, Target, Techniques, Trial
+from edgeopt.records import Recipe, Scalar, Signature, Step, Target, Trial
 from edgeopt.stages import asked
 
 _EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeopt.errors import BadData, MeasureFailed
-from edgeopt.records import Goal, Quality, QualityKind
+from edgeopt.policy import Goal
+from edgeopt.records import Quality, QualityKind
 from edgeopt.stages import judges, metrics
 from edgeopt.stages.bounds import binomial_interval
 from edgeopt.stages.forms import OutputForm

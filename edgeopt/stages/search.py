@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
-from edgeopt import records, wire
+from edgeopt import policy, wire
 from edgeopt.errors import CandidateError, CompileFailed, MeasureFailed, PassFailed
 from edgeopt.records import Event, Recipe, Step, Trial
 from edgeopt.stages import attempt, bits, contest, mixed, planner, pruning, recovery
@@ -43,9 +43,9 @@ class Search:
         self,
         bench: Workbench,
         cache: CandidateCache,
-        limits: records.Search,
+        limits: policy.Search,
         *,
-        techniques: records.Techniques | None = None,
+        techniques: policy.Techniques | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bench = bench
@@ -53,7 +53,7 @@ class Search:
         self._budget_s = limits.budget_s
         self._trials = limits.trials
         self._turn_s = self._budget_s
-        self._techniques = techniques or records.Techniques()
+        self._techniques = techniques or policy.Techniques()
         self._clock = clock
         self._started_s = clock()
         self._tried = 0

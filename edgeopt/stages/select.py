@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from edgeopt.records import Goal, Measurement, Trial, Verdict
+from edgeopt.policy import Goal
+from edgeopt.records import Measurement, Trial, Verdict
 
 _SLOWEST_FOR_BYTES = 0.8
 """With objective size or memory a candidate may still not be more than 1.25 times slower than the original."""

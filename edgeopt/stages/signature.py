@@ -13,7 +13,8 @@ import onnx_ir as ir
 from edgeopt.errors import UnsupportedModel
 from edgeopt.graph import compact
 from edgeopt.graph.tensors import parameter_bytes
-from edgeopt.records import Dim, Signature, TensorSpec
+from edgeopt.policy import Dim
+from edgeopt.records import Signature, TensorSpec
 from edgeopt.stages.states import find_states
 
 UNKNOWN_DIM = "?"

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeopt.errors import BadData, CompileFailed
+from edgeopt.policy import Goal, Policy
 from edgeopt.protocols import Runtime, Samples
-from edgeopt.records import Goal, Policy, Quality, Recipe, Signature, Step, Target
+from edgeopt.records import Quality, Recipe, Signature, Step, Target
 from edgeopt.stages import reference
 from edgeopt.stages.reference import Reference
 from edgeopt.stages.runners import Runner

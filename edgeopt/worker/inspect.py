@@ -17,7 +17,7 @@ from typing import Any
 from edgeopt import wire
 from edgeopt.errors import EdgeoptError, NotAModel, UsageError
 from edgeopt.layout import ARTIFACT_FILE, MANIFEST_FILE
-from edgeopt.records import WorkerLimits
+from edgeopt.policy import WorkerLimits
 from edgeopt.worker import sandbox
 
 _MANIFEST_BYTES = 16 << 20

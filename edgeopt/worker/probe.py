@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from edgeopt import device, wire
 from edgeopt.errors import EdgeoptError, UsageError
 from edgeopt.layout import ARTIFACT_FILE
-from edgeopt.records import Artifact, InputHint, Policy, Recipe, Signature, Target, TargetRequest, WorkerLimits
+from edgeopt.policy import InputHint, Policy, TargetRequest, WorkerLimits
+from edgeopt.records import Artifact, Recipe, Signature, Target
 from edgeopt.worker import sandbox
 
 if TYPE_CHECKING:

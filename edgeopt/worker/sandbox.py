@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeopt.errors import EnvironmentFault
-from edgeopt.records import WorkerLimits
+from edgeopt.policy import WorkerLimits
 from edgeopt.worker import landlock, privileges, seccomp
 
 _PR_SET_PDEATHSIG = 1

@@ -23,6 +23,7 @@ LIGHT_MODULES = (
     "wire",
     "protocols",
     "records",
+    "policy",
     "errors",
     "catalogue",
 )

@@ -21,7 +21,8 @@ import pytest
 import edgeopt
 from edgeopt import oneshot, runtime
 from edgeopt.passes import CastFp16, FoldBatchNorm, QuantizeDynamic, QuantizeStatic, QuantizeWeights, Tidy
-from edgeopt.records import Policy, Recipe, Step, TargetRequest
+from edgeopt.policy import Policy, TargetRequest
+from edgeopt.records import Recipe, Step
 
 pytestmark = [pytest.mark.aarch64, pytest.mark.timeout(900)]
 
@@ -153,7 +154,7 @@ def test_published_version_waits_for_its_device_and_claims_no_latency(published:
 
 @pytest.mark.parametrize("cpu", FEATURES)
 def test_device_is_told_from_within_by_the_instruction_sets_that_change_kernels(cpu: str) -> None:
-    code = "from edgeopt import device, records; print(*device.detect(records.TargetRequest()).features)"
+    code = "from edgeopt import device, policy; print(*device.detect(policy.TargetRequest()).features)"
     found = subprocess.run(
         [emulated(), "-c", code],
         env={**os.environ, "EDGEOPT_AARCH64_CPU": cpu, "PYTHONPATH": str(ROOT)},

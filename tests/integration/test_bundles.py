@@ -20,7 +20,7 @@ from edgeopt.cli.optimize import read_recipe
 from edgeopt.daemon import drops, intake
 from edgeopt.errors import UsageError
 from edgeopt.layout import BUNDLE_FILE
-from edgeopt.records import Goal, Policy, Search, WorkerLimits
+from edgeopt.policy import Goal, Policy, Search, WorkerLimits
 from tests.bundles import altered, packed, unpacked
 from tests.published import check_whole
 

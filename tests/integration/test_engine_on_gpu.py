@@ -17,8 +17,9 @@ import edgeopt
 from edgeopt import catalogue, device
 from edgeopt.errors import CompileFailed, MeasureFailed
 from edgeopt.passes import FoldBatchNorm, QuantizeStatic, Tidy
+from edgeopt.policy import TargetRequest
 from edgeopt.protocols import GpuSession
-from edgeopt.records import Artifact, Recipe, TargetRequest
+from edgeopt.records import Artifact, Recipe
 from edgeopt.runtimes.ort import OnnxRuntime
 from edgeopt.runtimes.trt import flavours
 from edgeopt.stages.runners import Runner

@@ -16,22 +16,19 @@ from edgeopt import catalogue, device, pipeline
 from edgeopt.errors import CompileFailed, UnsupportedModel
 from edgeopt.integrity import sha256_of
 from edgeopt.layout import ENGINE_FILE, JobFolder
+from edgeopt.policy import Policy, Search, TargetRequest, WorkerLimits
 from edgeopt.records import (
     Artifact,
     EngineFacts,
     Event,
     JobOrder,
-    Policy,
     Recipe,
-    Search,
     Signature,
     Source,
     StagedFiles,
     Step,
     Target,
-    TargetRequest,
     TensorSpec,
-    WorkerLimits,
 )
 from edgeopt.runtimes.ort import OnnxRuntime
 

@@ -16,7 +16,7 @@ from edgeopt.daemon.intake import NotReady, Patience, stage
 from edgeopt.daemon.scan import scan
 from edgeopt.daemon.settle import Settler
 from edgeopt.errors import DiskFull, EdgeoptError, InputError
-from edgeopt.records import Policy, WorkerLimits
+from edgeopt.policy import Policy, WorkerLimits
 
 SMALL_BYTES = 80 << 20
 

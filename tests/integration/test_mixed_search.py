@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.oneshot import Request, default_limits, run
-from edgeopt.records import Goal, Policy, Search, Techniques
+from edgeopt.policy import Goal, Policy, Search, Techniques
 
 WIDTH, LAYERS, SPOILED = 64, 6, 3
 OUTLIER = 300.0

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.oneshot import Request, default_limits, run
-from edgeopt.records import Goal, Policy, Search, Techniques
+from edgeopt.policy import Goal, Policy, Search, Techniques
 
 WIDTH, USED = 96, 24
 

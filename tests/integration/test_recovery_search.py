@@ -10,7 +10,7 @@ import pytest
 from builders import Net
 
 from edgeopt.oneshot import Request, default_limits, run
-from edgeopt.records import Goal, Policy, Search, Techniques
+from edgeopt.policy import Goal, Policy, Search, Techniques
 
 pytest.importorskip("torch", reason="needs torch: pip install 'edgeopt[train]'")
 

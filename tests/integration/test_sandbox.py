@@ -22,7 +22,7 @@ _PACKAGE_ROOT = Path(edgeopt.__file__).resolve().parent.parent
 _ATTEMPTS = """
 import json, os, socket, subprocess, sys
 from pathlib import Path
-from edgeopt.records import WorkerLimits
+from edgeopt.policy import WorkerLimits
 from edgeopt.worker import sandbox
 
 job, port, settings = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
@@ -149,7 +149,7 @@ def test_unprivileged_worker_is_confined_just_as_well(job: Path, open_port: int)
 
 def run_with(limits: str, code: str) -> subprocess.CompletedProcess[str]:
     program = f"""
-from edgeopt.records import WorkerLimits
+from edgeopt.policy import WorkerLimits
 from edgeopt.worker import landlock, sandbox
 {code}
 report = sandbox.apply(read=[], write=[], limits=WorkerLimits({limits}))

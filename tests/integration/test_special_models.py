@@ -16,7 +16,8 @@ import edgeopt
 from edgeopt import oneshot
 from edgeopt.catalogue import find_pass
 from edgeopt.graph import edit
-from edgeopt.records import Goal, Policy, Recipe, Search, Step, TargetRequest
+from edgeopt.policy import Goal, Policy, Search, TargetRequest
+from edgeopt.records import Recipe, Step
 from edgeopt.stages.signature import signature_of
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("torch", reason="needs torch: pip install 'edgeopt[train]'")
 
 from edgeopt import oneshot
-from edgeopt.records import Goal, Policy, Quality, Recipe, Search, Step, TargetRequest, Techniques
+from edgeopt.policy import Goal, Policy, Search, TargetRequest, Techniques
+from edgeopt.records import Quality, Recipe, Step
 from edgeopt.stages import teachers
 
 TAUGHT = Recipe(

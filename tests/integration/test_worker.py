@@ -15,7 +15,8 @@ import pytest
 from edgeopt import wire
 from edgeopt.integrity import sha256_of
 from edgeopt.layout import JobFolder
-from edgeopt.records import Event, Goal, JobOrder, Policy, Search, Source, StagedFiles, WorkerLimits
+from edgeopt.policy import Goal, Policy, Search, WorkerLimits
+from edgeopt.records import Event, JobOrder, Source, StagedFiles
 
 DEMO = Path(__file__).parents[2] / "edgeopt" / "demo"
 

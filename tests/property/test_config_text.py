@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edgeopt.config import document, reader, sections, show
 from edgeopt.config.schema import Config
 from edgeopt.errors import ConfigError
-from edgeopt.records import Policy
+from edgeopt.policy import Policy
 
 BASE = Path("/srv/edgeopt")
 NOTHING: dict[str, str] = {}

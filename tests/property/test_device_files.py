@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgeopt import device
 from edgeopt.device import Host
-from edgeopt.records import TargetRequest
+from edgeopt.policy import TargetRequest
 
 FILES = (
     "proc/cpuinfo",

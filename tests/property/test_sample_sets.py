@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as hnp
 from edgeopt.calibrate import dtypes
 from edgeopt.calibrate.samples import open_samples, synthetic
 from edgeopt.errors import BadData
-from edgeopt.records import InputHint, Signature, StatePair, TensorSpec
+from edgeopt.policy import InputHint
+from edgeopt.records import Signature, StatePair, TensorSpec
 
 NUMBERS = st.sampled_from(["float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool"])
 DIMS = st.one_of(st.integers(1, 6), st.sampled_from(["n", "batch", "sequence", "height", "a + b", "?"]))

@@ -5,23 +5,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt import wire
+from edgeopt.policy import Goal, InputHint, Policy, WorkerLimits
 from edgeopt.records import (
     Artifact,
     Event,
-    Goal,
-    InputHint,
     Interval,
     JobOrder,
     Latency,
     Measurement,
-    Policy,
     Quality,
     Recipe,
     Source,
     StagedFiles,
     Step,
     Trial,
-    WorkerLimits,
 )
 
 SCALARS = st.text() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.booleans()

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from edgeopt.records import Artifact, EngineFacts, Goal, Interval, Latency, Measurement, Quality, Recipe, Step, Trial
+from edgeopt.policy import Goal
+from edgeopt.records import Artifact, EngineFacts, Interval, Latency, Measurement, Quality, Recipe, Step, Trial
 from edgeopt.stages import ahead, select
 
 QUALITY = Quality(kind="agreement", metric="expected_drop", value=1.0, drop=0.0, ci95=(0.0, 0.001), samples=64)

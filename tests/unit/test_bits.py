@@ -12,7 +12,8 @@ import pytest
 from edgeopt.calibrate.scheme import read_settings
 from edgeopt.calibrate.weight_scheme import WeightScheme
 from edgeopt.passes import QuantizeWeights
-from edgeopt.records import Goal, Recipe, Step, Trial
+from edgeopt.policy import Goal
+from edgeopt.records import Recipe, Step, Trial
 from edgeopt.stages import bits
 
 CLEAN_UP = (Step.of("tidy"),)

@@ -14,29 +14,25 @@ from edgeopt.calibrate.samples import open_samples
 from edgeopt.cli import main, tables
 from edgeopt.errors import BadBundle, UnsupportedTarget
 from edgeopt.layout import BUNDLE_FILE, CHECKSUMS_FILE
+from edgeopt.policy import Goal, Policy, Search, TargetRequest, WorkerLimits
 from edgeopt.records import (
     Artifact,
     DataOrigin,
     EngineFacts,
-    Goal,
     Interval,
     JobOrder,
     Latency,
     Measurement,
-    Policy,
     Quality,
     Recipe,
-    Search,
     Signature,
     Source,
     StagedFiles,
     StatePair,
     Step,
     Target,
-    TargetRequest,
     TensorSpec,
     Trial,
-    WorkerLimits,
 )
 from edgeopt.stages import bundle, bundling
 from edgeopt.stages.bundle import Bundle

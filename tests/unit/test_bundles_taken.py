@@ -22,7 +22,7 @@ from edgeopt.errors import (
     UnsupportedModel,
 )
 from edgeopt.layout import BUNDLE_FILE, BUNDLE_FORMAT
-from edgeopt.records import WorkerLimits
+from edgeopt.policy import WorkerLimits
 from tests.bundles import members, packed
 from tests.inbox import external_model, model_bytes, npz_bytes, take
 

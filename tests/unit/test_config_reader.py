@@ -10,7 +10,7 @@ import pytest
 from edgeopt.config import reader, show
 from edgeopt.config.schema import Config
 from edgeopt.errors import ConfigError
-from edgeopt.records import Goal, InputHint, Policy, Preprocess, Search, TargetRequest
+from edgeopt.policy import Goal, InputHint, Policy, Preprocess, Search, TargetRequest
 
 BASE = Path("/srv/edgeopt")
 NOTHING: dict[str, str] = {}

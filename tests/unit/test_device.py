@@ -9,7 +9,7 @@ import pytest
 
 from edgeopt import device
 from edgeopt.device import Host
-from edgeopt.records import TargetRequest
+from edgeopt.policy import TargetRequest
 
 XEON = """processor\t: {n}
 vendor_id\t: GenuineIntel

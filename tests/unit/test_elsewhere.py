@@ -13,7 +13,8 @@ import pytest
 
 from edgeopt.calibrate.samples import synthetic
 from edgeopt.passes import QuantizeStatic
-from edgeopt.records import Artifact, Goal, Interval, Latency, Measurement, Quality, Recipe, Target, Trial
+from edgeopt.policy import Goal
+from edgeopt.records import Artifact, Interval, Latency, Measurement, Quality, Recipe, Target, Trial
 from edgeopt.runtimes.ort import OnnxRuntime
 from edgeopt.stages import elsewhere, reference, report_page
 from edgeopt.stages.attempt import Workbench

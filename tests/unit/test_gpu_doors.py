@@ -9,7 +9,8 @@ import pytest
 
 from edgeopt import device
 from edgeopt.layout import BUNDLE_FORMAT
-from edgeopt.records import Artifact, JobOrder, Policy, Source, StagedFiles, TargetRequest, WorkerLimits
+from edgeopt.policy import Policy, TargetRequest, WorkerLimits
+from edgeopt.records import Artifact, JobOrder, Source, StagedFiles
 from edgeopt.worker import __main__ as worker
 from edgeopt.worker import probe
 

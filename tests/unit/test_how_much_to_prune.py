@@ -12,7 +12,8 @@ import pytest
 from edgeopt.calibrate.removal import PruneScheme
 from edgeopt.calibrate.scheme import read_settings
 from edgeopt.errors import MeasureFailed, PassFailed
-from edgeopt.records import Goal, Recipe, Step, Trial
+from edgeopt.policy import Goal
+from edgeopt.records import Recipe, Step, Trial
 from edgeopt.stages import pruning
 from edgeopt.stages.allotment import Share
 

@@ -33,7 +33,8 @@ from edgeopt.errors import (
     UnsafeReference,
     UnsupportedModel,
 )
-from edgeopt.records import Goal, JobOrder, Policy, WorkerLimits
+from edgeopt.policy import Goal, Policy, WorkerLimits
+from edgeopt.records import JobOrder
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import pytest
 from builders import FakeEvidence
 
 from edgeopt.passes import QuantizeDynamic, QuantizeStatic, QuantizeWeights
-from edgeopt.records import Goal, Interval, Latency, Measurement, Quality, Recipe, Step, Trial
+from edgeopt.policy import Goal
+from edgeopt.records import Interval, Latency, Measurement, Quality, Recipe, Step, Trial
 from edgeopt.stages import ladder, mixed
 from edgeopt.stages.sensitivity import Group
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgeopt.records import Goal, Policy, Search, Signature, Step, Target, Techniques, TensorSpec
+from edgeopt.policy import Goal, Policy, Search, Techniques
+from edgeopt.records import Signature, Step, Target, TensorSpec
 from edgeopt.stages import planner
 
 TARGET = Target(name="cpu", device="x", arch="x86_64", features=("avx2",), threads=2, memory_bytes=1 << 30)

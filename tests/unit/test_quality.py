@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import BadData, MeasureFailed
-from edgeopt.records import DataOrigin, Goal, Signature, StatePair, TensorSpec
+from edgeopt.policy import Goal
+from edgeopt.records import DataOrigin, Signature, StatePair, TensorSpec
 from edgeopt.stages import forms, quality, reference
 from edgeopt.stages.frames import write_frame
 

@@ -12,7 +12,8 @@ import pytest
 
 from edgeopt.catalogue import find_pass
 from edgeopt.errors import PassFailed
-from edgeopt.records import Goal, Interval, Latency, Measurement, Quality, Recipe, Step, Trial
+from edgeopt.policy import Goal
+from edgeopt.records import Interval, Latency, Measurement, Quality, Recipe, Step, Trial
 from edgeopt.stages import pruning, recovery
 from edgeopt.stages.allotment import Share
 from edgeopt.stages.asked import before_distillation

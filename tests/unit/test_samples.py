@@ -16,7 +16,8 @@ import pytest
 
 from edgeopt.calibrate.samples import SampleSet, open_samples
 from edgeopt.errors import BadData
-from edgeopt.records import InputHint, Preprocess, Signature, StatePair, TensorSpec
+from edgeopt.policy import InputHint, Preprocess
+from edgeopt.records import Signature, StatePair, TensorSpec
 
 IMAGE = TensorSpec(name="image", dtype="float32", shape=("n", 3, 4, 4))
 IDS = TensorSpec(name="ids", dtype="int64", shape=("batch", "sequence"))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from edgeopt import records
+from edgeopt import policy
 from edgeopt.errors import PassFailed
 from edgeopt.records import Recipe, Step
 from edgeopt.stages.cache import CandidateCache
@@ -32,10 +32,10 @@ def _search(tmp_path, *, seconds: float = 1.0, budget_s: float = 100.0):
         passes={step.technique: failing for recipe in RECIPES for step in recipe.steps},
         evidence=SimpleNamespace(progress=None),
         emit=events.append,
-        goal=records.Goal(),
+        goal=policy.Goal(),
     )
-    techniques = records.Techniques(prune="off", distill="off")
-    limits = records.Search(budget_s=budget_s)
+    techniques = policy.Techniques(prune="off", distill="off")
+    limits = policy.Search(budget_s=budget_s)
     search = Search(bench, CandidateCache(tmp_path, {}), limits, techniques=techniques, clock=lambda: clock[0])
     return search, failing, events
 

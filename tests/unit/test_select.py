@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from edgeopt.records import Artifact, Goal, Interval, Latency, Measurement, Quality, Recipe, Step, Trial
+from edgeopt.policy import Goal
+from edgeopt.records import Artifact, Interval, Latency, Measurement, Quality, Recipe, Step, Trial
 from edgeopt.stages import select
 
 

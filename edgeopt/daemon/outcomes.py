@@ -8,12 +8,12 @@ is finished at the next start.
 from __future__ import annotations
 
 import secrets
-import traceback
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from edgeopt.daemon import intake, sources, storage
+from edgeopt.daemon import failures, intake, sources, storage
+from edgeopt.daemon.failures import Failure
 from edgeopt.daemon.floor import End, Floor
 from edgeopt.daemon.front import DropNote, Front, Taken
 from edgeopt.daemon.house import House
@@ -22,28 +22,11 @@ from edgeopt.daemon.leaving import Leaving
 from edgeopt.daemon.names import escaped
 from edgeopt.daemon.printable import printable
 from edgeopt.daemon.publish import Published
-from edgeopt.daemon.supervise import Outcome
-from edgeopt.errors import BadOutput, CorruptState, Disposition, EdgeoptError, EnvironmentFault
+from edgeopt.errors import BadOutput, Disposition, EdgeoptError, EnvironmentFault
 from edgeopt.layout import JobFolder
 
 _RETRY_LIMIT = 2
 """Attempts of a job that met a limit."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """Why a job did not end with a version."""
-
-    code: str
-    message: str
-    hint: str
-    stage: str
-    disposition: Disposition
-    tail: str = ""
-
-    @property
-    def reason(self) -> tuple[str, str, str, str]:
-        return self.code, self.message, self.hint, self.stage
 
 
 class Outcomes:
@@ -118,7 +101,7 @@ class Outcomes:
     def ended(self, job: Job, future: Future[End]) -> None:
         """A job's thread is through."""
         if (fault := future.exception()) is not None:
-            self._failed(job, _failure_of_error(fault), seconds=None)
+            self._failed(job, failures.of_error(fault), seconds=None)
             return
         end = future.result()
         if end.published is not None and end.failed_smoke_test:
@@ -131,7 +114,7 @@ class Outcomes:
         elif end.outcome.kind == "crashed":
             self._crashed(job, end)
         else:
-            self._failed(job, _failure_of_outcome(end.outcome), seconds=end.seconds)
+            self._failed(job, failures.of_outcome(end.outcome), seconds=end.seconds)
 
     def _published(self, job: Job, published: Published, end: End) -> None:
         house = self._house
@@ -170,7 +153,7 @@ class Outcomes:
 
     def _crashed(self, job: Job, end: End) -> None:
         """Tried anew up to three times, counted by content: a model that crashes its worker shall not do so for ever."""
-        failure = _failure_of_outcome(end.outcome)
+        failure = failures.of_outcome(end.outcome)
         if self._house.store.crashed(job.job_id) >= CRASH_LIMIT:
             self.reject(job, failure, seconds=end.seconds)
         else:
@@ -279,44 +262,3 @@ class Outcomes:
             hint=job.hint,
             stage=job.stage,
         )
-
-
-def _failure_of_error(error: BaseException) -> Failure:
-    """What the daemon's own part of a job raised: starting the worker, or publishing."""
-    if not isinstance(error, EdgeoptError):
-        where = traceback.extract_tb(error.__traceback__)[-1:]
-        message = f"{type(error).__name__}: {error} at {', '.join(f'{frame.name}:{frame.lineno}' for frame in where)}"
-        return Failure(
-            code="error",
-            message=printable(f"a mistake in edgeopt itself: {message}"),
-            hint="Report it with this line.",
-            stage="publish",
-            disposition=Disposition.EXIT,
-        )
-    disposition = Disposition.EXIT if isinstance(error, CorruptState) else error.disposition
-    return Failure(
-        code=error.code,
-        message=printable(error.message),
-        hint=printable(error.hint),
-        stage="publish",
-        disposition=disposition,
-    )
-
-
-def _failure_of_outcome(outcome: Outcome) -> Failure:
-    dispositions = {"cancelled": Disposition.CANCEL, "failed": Disposition.RETRY_ONCE}
-    disposition = dispositions.get(outcome.kind, Disposition.RETRY_ONCE)
-    if outcome.kind == "failed" and outcome.disposition in (
-        Disposition.QUARANTINE.value,
-        Disposition.HOLD.value,
-        Disposition.CANCEL.value,
-    ):
-        disposition = Disposition(outcome.disposition)
-    return Failure(
-        code=outcome.code,
-        message=outcome.message,
-        hint=outcome.hint,
-        stage=outcome.stage,
-        disposition=disposition,
-        tail=outcome.tail if outcome.kind == "crashed" else "",
-    )

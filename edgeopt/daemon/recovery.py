@@ -14,11 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgeopt.daemon import intake, marks, shelf, sources, storage, supervise
+from edgeopt.daemon.failures import Failure
 from edgeopt.daemon.front import DropNote
 from edgeopt.daemon.house import House
 from edgeopt.daemon.jobs import ACTIVE, CRASH_LIMIT, RUNNING, Job
 from edgeopt.daemon.marks import UNTRIED, Mark
-from edgeopt.daemon.outcomes import Failure, Outcomes
+from edgeopt.daemon.outcomes import Outcomes
 from edgeopt.daemon.printable import printable
 from edgeopt.daemon.shelf import Shelf
 from edgeopt.errors import BadOutput, Disposition

@@ -19,7 +19,7 @@ import pytest
 from edgeopt import wire
 from edgeopt.errors import CompileFailed
 from edgeopt.integrity import sha256_of
-from edgeopt.passes import CastFp16, FoldBatchNorm, PruneChannels, QuantizeStatic, QuantizeWeights, Tidy
+from edgeopt.passes import CastFp16, FoldBatchNorm, PruneChannels, PruneWeights, QuantizeStatic, QuantizeWeights, Tidy
 from edgeopt.records import Artifact, EngineFacts, Recipe, TensorSpec
 from edgeopt.runtimes.trt import build, header
 from edgeopt.runtimes.trt.flavours import RTX, module_of
@@ -126,6 +126,17 @@ def test_int8_really_runs_in_int8_and_its_weights_are_small(tmp_path: Path) -> N
     assert before.weights_bytes is not None
     assert after.weights_bytes is not None
     assert after.weights_bytes < 0.4 * before.weights_bytes
+
+
+def test_zeros_in_two_of_four_build_and_never_cost_bytes(tmp_path: Path) -> None:
+    model = model_of("wide")
+    sparse = apply(PruneWeights(), model, pattern="2:4", form="dense", method="magnitude")
+    dense_facts, sparse_facts = (
+        facts(compiled(apply(CastFp16(), each, mode="full"), "wide", tmp_path)) for each in (model, sparse)
+    )
+    assert dense_facts.weights_bytes is not None
+    assert sparse_facts.weights_bytes is not None
+    assert sparse_facts.weights_bytes <= dense_facts.weights_bytes
 
 
 def test_depthwise_layers_left_float_cost_fewer_bytes_than_padded_int8_ones(tmp_path: Path) -> None:

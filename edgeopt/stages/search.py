@@ -92,7 +92,7 @@ class Search:
         deadline_s = self._started_s + self._budget_s * (_PLANNED_SHARE if self._may_prune() else 1.0)
         if first is None or enough or self._clock() > deadline_s or bits.refusal(self._bench) is not None:
             return
-        yield from bits.search(first[:-1], rehearsal, self._attempt, self._lost, deadline_s=deadline_s)
+        yield from bits.search(first[:-1], rehearsal, self._attempt_owed, self._lost, deadline_s=deadline_s)
 
     def _pruned(self, trials: Sequence[Trial], rehearsal: Rehearsal, deadline_s: float) -> Iterator[Trial]:
         """Trials that prune the best so far; a model in which nothing can go is one refused trial with the reason."""
@@ -111,7 +111,7 @@ class Search:
                 reason = f"{error.code}: {error.message}"
             else:
                 latest_s = min(deadline_s, started_s + _PRUNING_SHARE * self._budget_s)
-                reached = yield from pruning.search(prepared, self._attempt, self._lost, deadline_s=latest_s)
+                reached = yield from pruning.search(prepared, self._attempt_owed, self._lost, deadline_s=latest_s)
                 self._further = recovery.pruned_further(prepared, reached)
                 return
         yield self._lost(Recipe(steps=(*pruning.clean_up(base), Step.of(pruning.TECHNIQUE))), reason)
@@ -164,8 +164,12 @@ class Search:
     def _is_over(self) -> bool:
         return self._tried > 0 and self._clock() - self._started_s > self._turn_s
 
-    def _attempt(self, recipe: Recipe) -> Trial:
-        over = self._is_over()
+    def _attempt_owed(self, recipe: Recipe) -> Trial:
+        """Attempt what rehearsals found right, whatever time they took: else they were for nothing."""
+        return self._attempt(recipe, over=False)
+
+    def _attempt(self, recipe: Recipe, *, over: bool | None = None) -> Trial:
+        over = self._is_over() if over is None else over
         self._tried += 1
         self._show(recipe, self._tried)
         trial = self._cache.find(recipe)

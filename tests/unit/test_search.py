@@ -71,3 +71,11 @@ def test_an_error_is_told_as_failed_and_a_lost_rehearsal_as_refused(tmp_path) ->
     search._lost(RECIPES[1], "another setting of the same kernels was less wrong")
     told = [event.fields["outcome"] for event in events if event.kind == "candidate"]
     assert told == ["failed", "refused"]
+
+
+def test_what_rehearsals_found_right_is_attempted_after_the_budget_too(tmp_path) -> None:
+    search, failing, _ = _search(tmp_path, seconds=60.0, budget_s=50.0)
+    search.run(RECIPES[:1])
+    assert search._attempt(RECIPES[1]).refused == "50 s of the budget of 50 s were used up before its turn"
+    assert search._attempt_owed(RECIPES[1]).refused == "pass-failed: no pattern matched"
+    assert failing.applied == 2

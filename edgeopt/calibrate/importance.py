@@ -31,6 +31,7 @@ from edgeopt.calibrate import activity, gram
 from edgeopt.calibrate.activity import Activity
 from edgeopt.calibrate.collect import fingerprint
 from edgeopt.calibrate.consumers import Consumer, consumers, of_family
+from edgeopt.calibrate.deadline import require_time
 from edgeopt.calibrate.ranges import not_finite
 from edgeopt.calibrate.regression import Sums
 from edgeopt.calibrate.saliency import Reader, greedy
@@ -220,6 +221,7 @@ def _second_order(
         wanted = {consumer.name: consumer for family in group for consumer, _ in pairs[family.name]}
         covariances = _covariances(model, list(wanted.values()), evidence)
         for family in group:
+            require_time(evidence, "ranking channels")
             readers = [
                 Reader.of(c.rows(), covariances[c.name], [c.columns(indices) for indices in slot.indices])
                 for c, slot in pairs[family.name]

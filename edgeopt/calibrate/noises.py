@@ -9,7 +9,6 @@ scan may end at any time.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.calibrate import deadline
 from edgeopt.graph import apart
 from edgeopt.graph.apart import Piece
 from edgeopt.protocols import Evidence
@@ -160,7 +160,7 @@ class _Scan:
     def _feeds(self, most: int | None) -> Iterator[Feeds]:
         """For every sample the original first, then one group's noise at a time."""
         for number, (feeds, noises, own) in enumerate(islice(self._noises(), most)):
-            if number and _is_over(self._evidence):
+            if number and deadline.is_over(self._evidence):
                 return
             silent = {**feeds, **{apart.noise(name): _NONE for name in self._ends}}
             self._own = own
@@ -193,10 +193,6 @@ class _Scan:
         worth = [damage.at_outputs / share for damage, share in zip(self._damages, self._shares, strict=True)]
         most = math.ceil(len(everyone) / 2 ** min(sample, _HALVINGS))
         return sorted(sorted(everyone, key=lambda index: -worth[index])[:most])
-
-
-def _is_over(evidence: Evidence) -> bool:
-    return evidence.deadline_s is not None and time.monotonic() > evidence.deadline_s
 
 
 def _given(model: Model, every: Sequence[Piece], evidence: Evidence) -> Given:

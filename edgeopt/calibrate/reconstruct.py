@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edgeopt.calibrate import gram
 from edgeopt.calibrate.batch_norms import re_estimate
 from edgeopt.calibrate.consumers import Columns, Consumer, bias_of, consumers, removed_columns
+from edgeopt.calibrate.deadline import require_time
 from edgeopt.calibrate.regression import Refit, Sums, best
 from edgeopt.calibrate.relay import Relay
 from edgeopt.errors import PassFailed
@@ -127,6 +128,7 @@ def refit(
     found: dict[str, Refit] = {}
     for number, names in enumerate(steps):
         for group in rounds[number]:
+            require_time(evidence, "refitting what reads the removed channels")
             for task, sums in zip(group, _observe(relay, group, targets.of(group), final[number]), strict=True):
                 result = best(*sums, task.weights, apart=how.apart)
                 found[task.current.name] = result

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +72,17 @@ class Workbench:
     examine: Examine = field(default=lambda artifact, bench: (artifact, measured(artifact, bench)))
     made: dict[tuple[Step, ...], Model] = field(default_factory=dict)
     """Models by the steps that made them: candidates share what they have in common."""
+
+
+@contextmanager
+def hurried(bench: Workbench, deadline_s: float) -> Iterator[None]:
+    """What takes long meanwhile ends at ``deadline_s``: a training with the best it has, pruning without a result."""
+    before = bench.evidence.deadline_s
+    bench.evidence.deadline_s = deadline_s if before is None else min(before, deadline_s)
+    try:
+        yield
+    finally:
+        bench.evidence.deadline_s = before
 
 
 def look_s(budget_s: float) -> float:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from edgeopt.errors import CandidateError
 from edgeopt.records import Quality, Recipe, Scalar, Step, Trial
 from edgeopt.stages import asked, select
-from edgeopt.stages.attempt import Workbench
+from edgeopt.stages.attempt import Workbench, hurried
 from edgeopt.stages.events import staged
 from edgeopt.stages.pruning import LEAST, MARGIN, MOST, Pruning
 from edgeopt.stages.rehearsal import Rehearsal
@@ -118,7 +117,7 @@ def teach(lesson: Lesson, rehearsal: Rehearsal, doors: Doors, *, deadline_s: flo
         recipe, started_s = lesson.taught(steps), doors.clock()
         if not doors.known(recipe):
             doors.begin(recipe)
-            with _hurried(rehearsal.bench, deadline_s):
+            with hurried(rehearsal.bench, deadline_s):
                 now, words = _rehearsed(recipe, rehearsal)
             is_last = now >= _WORTH * bound or doors.clock() + _LONGER * (doors.clock() - started_s) > deadline_s
             if now > MARGIN * goal.max_drop:
@@ -141,17 +140,6 @@ def _rehearsed(recipe: Recipe, rehearsal: Rehearsal) -> tuple[float, str]:
     except CandidateError as error:
         return float("inf"), f"{error.code}: {error.message}"
     return found.ci95[1], f"{found.metric} may drop by up to {found.ci95[1]:.3g} on {found.samples} calibration samples"
-
-
-@contextmanager
-def _hurried(bench: Workbench, deadline_s: float) -> Iterator[None]:
-    """What trains meanwhile ends at ``deadline_s`` with the best it has."""
-    before = bench.evidence.deadline_s
-    bench.evidence.deadline_s = deadline_s if before is None else min(before, deadline_s)
-    try:
-        yield
-    finally:
-        bench.evidence.deadline_s = before
 
 
 def _admits(trial: Trial, bench: Workbench) -> bool:

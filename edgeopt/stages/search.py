@@ -105,15 +105,16 @@ class Search:
         started_s = self._clock()
         reason = pruning.refusal(self._bench)
         if reason is None:
-            try:
-                prepared = pruning.prepare(base, rehearsal)
-            except CandidateError as error:
-                reason = f"{error.code}: {error.message}"
-            else:
-                latest_s = min(deadline_s, started_s + _PRUNING_SHARE * self._budget_s)
-                reached = yield from pruning.search(prepared, self._attempt_owed, self._lost, deadline_s=latest_s)
-                self._further = recovery.pruned_further(prepared, reached)
-                return
+            latest_s = min(deadline_s, started_s + _PRUNING_SHARE * self._budget_s)
+            with attempt.hurried(self._bench, latest_s):
+                try:
+                    prepared = pruning.prepare(base, rehearsal)
+                except CandidateError as error:
+                    reason = f"{error.code}: {error.message}"
+                else:
+                    reached = yield from pruning.search(prepared, self._attempt_owed, self._lost, deadline_s=latest_s)
+                    self._further = recovery.pruned_further(prepared, reached)
+                    return
         yield self._lost(Recipe(steps=(*pruning.clean_up(base), Step.of(pruning.TECHNIQUE))), reason)
 
     def _taught(self, trials: Sequence[Trial], rehearsal: Rehearsal, deadline_s: float) -> Iterator[Trial]:

@@ -11,7 +11,7 @@ import pytest
 from builders import FakeEvidence, Net
 from fused import noise_ratio
 
-from edgeopt.calibrate import gram, reconstruct
+from edgeopt.calibrate import gram, importance, reconstruct
 from edgeopt.calibrate.consumers import bias_of, consumers, with_biases
 from edgeopt.calibrate.regression import Refit
 from edgeopt.calibrate.shapes import observed_shapes
@@ -115,6 +115,16 @@ def test_without_samples_it_fails_with_what_to_do() -> None:
     with pytest.raises(PassFailed) as failure:
         reconstruct.refit(model, found, every_fourth(found), FakeEvidence(model, samples=0))
     assert "refit=false" in failure.value.hint
+
+
+def test_ranking_and_refitting_end_with_the_reason_where_their_time_is_over() -> None:
+    model = rows_net()
+    found = groups.find(model, observed_shapes(model, FakeEvidence(model)))
+    late = FakeEvidence(model, deadline_s=0.0)
+    with pytest.raises(PassFailed, match="the time for ranking channels ended"):
+        importance.scores(model, found.families, importance.Ranking(criterion="obs", depths={}), late)
+    with pytest.raises(PassFailed, match="the time for refitting what reads the removed channels ended"):
+        reconstruct.refit(model, found, every_fourth(found), late)
 
 
 def test_layers_too_wide_to_factor_keep_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,8 @@ def test_without_samples_it_fails_with_what_to_do() -> None:
 def test_ranking_and_refitting_end_with_the_reason_where_their_time_is_over() -> None:
     model = rows_net()
     found = groups.find(model, observed_shapes(model, FakeEvidence(model)))
-    late = FakeEvidence(model, deadline_s=0.0)
+    late = FakeEvidence(model)
+    late.deadline_s = 0.0
     with pytest.raises(PassFailed, match="the time for ranking channels ended"):
         importance.scores(model, found.families, importance.Ranking(criterion="obs", depths={}), late)
     with pytest.raises(PassFailed, match="the time for refitting what reads the removed channels ended"):

@@ -67,6 +67,9 @@ def _wishes(signature: Signature, target: Target, policy: Policy, *, folds: bool
         yield Recipe(steps=(*clean, *steps))
     if policy.goal.objective != "latency":
         yield Recipe(steps=(*clean, Step.of("cast_fp16", mode="weights")))
+    if policy.goal.objective == "size":
+        # no smaller than eight bits rounded to nearest: for models that lose too much in those and in six
+        yield Recipe(steps=(*clean, Step.of("quantize_weights", bits=8, compensation="gptq")))
     if policy.goal.objective != "size":
         yield from packed
     if _FP16_ARITHMETIC & set(target.features):
@@ -107,7 +110,6 @@ def _weight_steps(signature: Signature, objective: str) -> Iterator[tuple[Step, 
             yield (found(bits=6), palette(bits=6))
             yield (found(bits=4), palette(bits=4))
         yield (packed(bits=8),)
-        yield (packed(bits=8, compensation="gptq"),)
         yield (palette(bits=6),)  # fewer are found by bisection, see ``bits``
     elif signature.count("MatMul") and not signature.count("Conv", "ConvTranspose"):
         kernel = partial(packed, form="kernel", accuracy_level=4)

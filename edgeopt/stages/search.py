@@ -68,10 +68,11 @@ class Search:
         self._planned += sum(len(family) for family in families)
         rehearsal = Rehearsal(self._bench)
         trials: list[Trial] = []
-        packed = [index for index, family in enumerate(families) if _packs(family[0])]
+        packed = {index for index, family in enumerate(families) if _packs(family[0])}
+        last_packed = next((index for index in sorted(packed) if index + 1 not in packed), None)
         for index, family in enumerate(families):
             trials.extend(self._best_of(family, rehearsal))
-            if packed and index == packed[-1]:
+            if index == last_packed:
                 trials.extend(self._packed(trials, rehearsal))
         self._turn_s = self._budget_s
         deadline_s = self._started_s + self._budget_s

@@ -185,10 +185,7 @@ def _workbench(offer: Offer, runners: ExitStack, emit: Emit) -> Workbench:
     artifact = _compiled(offer, runtime, offer.bundle.original, Recipe())
     original = runners.enter_context(Runner(artifact))
     judged = _reference(offer, original, ends)
-    timed = baseline.typical(judged)
-    original.hold(timed)
-    own = baseline.measured(original, artifact, judged, policy.goal, seed=policy.search.seed)
-    assert own.measurement is not None  # noqa: S101  # the baseline is always measured
+    own = baseline.held(original, artifact, judged, policy)
     return Workbench(
         model=offer.given.model,
         signature=signature,
@@ -204,11 +201,11 @@ def _workbench(offer: Offer, runners: ExitStack, emit: Emit) -> Workbench:
         passes={},
         runtime=runtime,
         target=offer.target,
-        goal=teachers.lenient(policy.goal, own.measurement.quality) if judged.taught else policy.goal,
+        goal=own.goal,
         reference=judged,
         original=original,
-        baseline=own,
-        timed=timed,
+        baseline=own.trial,
+        timed=own.timed,
         folder=offer.folder.work,
         emit=emit,
         seed=policy.search.seed,

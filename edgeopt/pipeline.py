@@ -220,13 +220,10 @@ def _with_inputs_that_run(job: Job, original: Runner) -> Job:
 
 def _workbench(job: Job, artifact: Artifact, original: Runner, emit: Emit) -> Workbench:
     """Run the original over the eval samples and measure it; everything is held against that."""
-    goal, seed, signature = job.order.policy.goal, job.order.policy.search.seed, job.given.signature
+    policy, signature = job.order.policy, job.given.signature
     ends = endings.final_operators(job.given.model)
     judged = _reference(job, original, ends)
-    timed = baseline.typical(judged)
-    original.hold(timed)
-    own = baseline.measured(original, artifact, judged, goal, seed=seed)
-    assert own.measurement is not None  # noqa: S101  # the baseline is always measured
+    own = baseline.held(original, artifact, judged, policy)
     return Workbench(
         model=job.given.model,
         signature=signature,
@@ -237,25 +234,25 @@ def _workbench(job: Job, artifact: Artifact, original: Runner, emit: Emit) -> Wo
             target=job.target,
             observer=partial(job.runtime.observe, threads=job.target.threads),
             folder=job.folder.work,
-            seed=seed,
+            seed=policy.search.seed,
             teacher=job.given.teacher or job.given.model,
             gradients=catalogue.find_gradients(),
             # a recipe that is replayed must give what it gave, however long that takes
-            deadline_s=None if job.order.only_recipe else time.monotonic() + job.order.policy.search.budget_s,
+            deadline_s=None if job.order.only_recipe else time.monotonic() + policy.search.budget_s,
         ),
         passes=job.passes,
         runtime=job.runtime,
         target=job.target,
-        goal=teachers.lenient(goal, own.measurement.quality) if judged.taught else goal,
+        goal=own.goal,
         reference=judged,
         original=original,
-        baseline=own,
-        timed=timed,
+        baseline=own.trial,
+        timed=own.timed,
         folder=job.folder.work,
         emit=emit,
-        seed=seed,
+        seed=policy.search.seed,
         # what is timed again elsewhere needs no more than an idea of it here
-        look_s=attempt.look_s(0.0 if job.order.prepare else job.order.policy.search.budget_s),
+        look_s=attempt.look_s(0.0 if job.order.prepare else policy.search.budget_s),
     )
 
 

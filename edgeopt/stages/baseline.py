@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,10 @@ import numpy as np
 from edgeopt.errors import BadData, MeasureFailed
 from edgeopt.graph import save
 from edgeopt.layout import ARTIFACT_FILE
-from edgeopt.policy import Goal
+from edgeopt.policy import Goal, Policy
 from edgeopt.protocols import Samples
 from edgeopt.records import Artifact, Interval, Measurement, Recipe, Trial
-from edgeopt.stages import measure, quality
+from edgeopt.stages import measure, quality, teachers
 from edgeopt.stages.reference import Reference, RunOne
 from edgeopt.stages.runners import Runner
 
@@ -63,6 +64,25 @@ def made_up(original: Runner, sets: Sequence[Samples]) -> Samples:
         f"no samples were dropped beside the model, and it takes none of {len(sets)} made-up inputs: {reasons[0]}",
         hint="Drop NAME.calibration.npz beside it, or state the shapes under inputs in NAME.yaml.",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The original, measured: the one inference that is timed, its own trial, and the goal that candidates are held to."""
+
+    timed: Feeds
+    trial: Trial
+    goal: Goal
+
+
+def held(original: Runner, artifact: Artifact, reference: Reference, policy: Policy) -> Held:
+    """Give ``original`` the feeds to time and measure it over ``reference``; a taught student's goal is the lenient one."""
+    timed = typical(reference)
+    original.hold(timed)
+    trial = measured(original, artifact, reference, policy.goal, seed=policy.search.seed)
+    assert trial.measurement is not None  # noqa: S101  # the baseline is always measured
+    lenient = reference.taught
+    return Held(timed, trial, teachers.lenient(policy.goal, trial.measurement.quality) if lenient else policy.goal)
 
 
 def measured(original: Runner, artifact: Artifact, reference: Reference, goal: Goal, *, seed: int) -> Trial:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jobs
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeopt.oneshot import Request, default_limits, run
 from edgeopt.policy import Goal, Policy, Search, Techniques
 
 WIDTH, LAYERS, SPOILED = 64, 6, 3
@@ -51,22 +51,12 @@ def _model(path: Path) -> None:
 def test_layer_that_int8_cannot_hold_stays_in_float_and_the_rungs_between_are_measured(tmp_path: Path) -> None:
     _model(tmp_path / "model.onnx")
     rows = np.random.default_rng(1).normal(size=(48, 16, WIDTH)).astype(np.float32)
-    np.savez(tmp_path / "calibration.npz", rows=rows[:32])
-    np.savez(tmp_path / "eval.npz", rows=rows[32:])
     policy = Policy(
         goal=Goal(objective="size", max_drop=0.02),
         search=Search(budget_s=80.0),
         techniques=Techniques(quantize=("quantize_static",), prune="off", distill="off"),
     )
-    request = Request(
-        model=tmp_path / "model.onnx",
-        calibration=tmp_path / "calibration.npz",
-        eval=tmp_path / "eval.npz",
-        policy=policy,
-        limits=default_limits(),
-        out=tmp_path / "out",
-    )
-    result = run(request, on_event=lambda _event: None)
+    result = jobs.optimized(tmp_path, {"rows": rows}, policy, calibrate=32)
     tried = [candidate for candidate in result.manifest["candidates"] if candidate["recipe"]]
     mixed = [each for each in tried if json.loads(str(each["recipe"][-1].get("skip", "[]")))]
     assert mixed, [(each["recipe"], each.get("refused")) for each in tried]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jobs
 import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeopt.oneshot import Request, default_limits, run
 from edgeopt.policy import Goal, Policy, Search, Techniques
 
 WIDTH, USED = 96, 24
@@ -51,20 +51,10 @@ def _wasteful_model(path: Path) -> None:
 
 @pytest.mark.slow
 def test_network_with_channels_to_spare_is_pruned_and_published(tmp_path: Path) -> None:
-    _wasteful_model(tmp_path / "wasteful.onnx")
+    _wasteful_model(tmp_path / "model.onnx")
     images = np.random.default_rng(1).normal(size=(48, 3, 32, 32)).astype(np.float32)
-    np.savez(tmp_path / "calibration.npz", image=images[:32])
-    np.savez(tmp_path / "eval.npz", image=images[32:])
     policy = Policy(goal=Goal(objective="size"), search=Search(budget_s=60.0), techniques=Techniques(quantize="off"))
-    request = Request(
-        model=tmp_path / "wasteful.onnx",
-        calibration=tmp_path / "calibration.npz",
-        eval=tmp_path / "eval.npz",
-        policy=policy,
-        limits=default_limits(),
-        out=tmp_path / "out",
-    )
-    result = run(request, on_event=lambda _event: None)
+    result = jobs.optimized(tmp_path, {"image": images}, policy, calibrate=32)
     tried = [candidate for candidate in result.manifest["candidates"] if _is_pruned(candidate["recipe"])]
     assert tried, [candidate["recipe"] for candidate in result.manifest["candidates"]]
     right = [candidate for candidate in tried if "refused" not in candidate]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import builders
+import jobs
 import numpy as np
 import pytest
 from builders import Net
 
-from edgeopt.oneshot import Request, default_limits, run
 from edgeopt.policy import Goal, Policy, Search, Techniques
 
 pytest.importorskip("torch", reason="needs torch: pip install 'edgeopt[train]'")
@@ -35,24 +35,14 @@ def _network(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_search_distils_what_was_pruned_too_far(tmp_path: Path) -> None:
-    _network(tmp_path / "network.onnx")
+    _network(tmp_path / "model.onnx")
     rows = np.random.default_rng(1).normal(size=(1088, 1, 16)).astype(np.float32)
-    np.savez(tmp_path / "calibration.npz", rows=rows[:1024])
-    np.savez(tmp_path / "eval.npz", rows=rows[1024:])
     policy = Policy(
         goal=Goal(objective="size", max_drop=0.02),
         search=Search(budget_s=80.0),
         techniques=Techniques(quantize="off"),
     )
-    request = Request(
-        model=tmp_path / "network.onnx",
-        calibration=tmp_path / "calibration.npz",
-        eval=tmp_path / "eval.npz",
-        policy=policy,
-        limits=default_limits(),
-        out=tmp_path / "out",
-    )
-    result = run(request, on_event=lambda _event: None)
+    result = jobs.optimized(tmp_path, {"rows": rows}, policy, calibrate=1024)
     candidates = result.manifest["candidates"]
     taught = [each for each in candidates if any(step["technique"] == "distill" for step in each["recipe"])]
     assert taught, candidates

@@ -18,7 +18,7 @@ from typing import Any
 from edgeopt import __version__, fingerprint, wire
 from edgeopt.integrity import model_files, sha256_of
 from edgeopt.layout import ARTIFACT_FILE, ENGINE_FILE, MANIFEST_FILE, REPORT_FILE
-from edgeopt.records import Artifact, JobOrder, Latency, Measurement, Quality, Recipe, Step, Target, Trial, Verdict
+from edgeopt.records import Artifact, JobOrder, Latency, Measurement, Quality, Recipe, Target, Trial, Verdict
 from edgeopt.stages import report_page
 from edgeopt.stages.data import Data
 
@@ -90,11 +90,6 @@ def manifest(findings: Findings) -> dict[str, Any]:
         },
         "environment": _environment(artifact, target),
     }
-
-
-def recipe_from(steps: list[dict[str, Any]]) -> Recipe:
-    """The recipe out of a manifest's ``recipe`` list, for replaying it."""
-    return Recipe(steps=tuple(Step.of(**step) for step in steps))
 
 
 def _standing(winner: Trial, target: Target) -> dict[str, Any]:

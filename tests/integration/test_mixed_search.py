@@ -53,7 +53,7 @@ def test_layer_that_int8_cannot_hold_stays_in_float_and_the_rungs_between_are_me
     rows = np.random.default_rng(1).normal(size=(48, 16, WIDTH)).astype(np.float32)
     policy = Policy(
         goal=Goal(objective="size", max_drop=0.02),
-        search=Search(budget_s=80.0),
+        search=Search(budget_s=200.0),
         techniques=Techniques(quantize=("quantize_static",), prune="off", distill="off"),
     )
     result = jobs.optimized(tmp_path, {"rows": rows}, policy, calibrate=32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,9 +138,11 @@ def test_a_swap_race_never_gets_a_secret_into_staging(tmp_path: Path) -> None:
 
     racer = threading.Thread(target=flip)
     racer.start()
-    taken = 0
+    taken = tries = 0
+    deadline_s = time.monotonic() + 60
     try:
-        for _ in range(120):
+        while (tries < 120 or flips[0] <= 50 or not taken) and time.monotonic() < deadline_s:
+            tries += 1
             try:
                 staged = take(inbox, tmp_path / "staging")
             except EdgeoptError as error:

@@ -1,12 +1,17 @@
 """One step downhill: the optimizer, what regularizes it, the running mean of the weights, and all of it as plain arrays.
 
-Stands under ``training.loop``, which says when. Biases and scales are not decayed: there is no redundancy in them to take out. Weights that an earlier
-pass made sparse keep their zeros: gradients and values are masked, so that a sparse student stays as sparse as it came.
+Stands under ``training.loop``, which says when. Adam moves every element by about the learning rate, whatever its size: where folded batch norms left tensors a thousand times smaller than
+others, one rate for all ruins the small ones before the large ones have moved. Rates that are a share of each tensor's root mean square (N. Shazeer and M. Stern, "Adafactor: Adaptive Learning
+Rates with Sublinear Memory Cost", ICML 2018, arXiv:1804.04235, section 8) save the small ones and drive the large ones too far; the square root of that share does neither
+(docs/techniques/distillation.md has the numbers). Biases and scales are not decayed: there is no redundancy in them to take out. Weights that an earlier pass made sparse keep their zeros:
+gradients and values are masked, so that a sparse student stays as sparse as it came.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +36,11 @@ class Descent:
     def __init__(self, weights: Mapping[str, torch.nn.Parameter], course: Course) -> None:
         self._weights = dict(weights)
         self._course = course
-        decayed = [weight for weight in weights.values() if weight.ndim > 1]
-        others = [weight for weight in weights.values() if weight.ndim <= 1]
-        parts = [{"params": decayed, "weight_decay": course.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        parts = [part for part in parts if part["params"]]
+        self._scales = [1.0] * len(weights) if course.optimizer == "sgd" else _scales(list(weights.values()))
+        parts = [
+            {"params": [weight], "weight_decay": course.weight_decay / scale if weight.ndim > 1 else 0.0}
+            for weight, scale in zip(weights.values(), self._scales, strict=True)
+        ]
         self._optimizer: torch.optim.Optimizer = (
             torch.optim.SGD(parts, lr=1.0, momentum=_MOMENTUM)
             if course.optimizer == "sgd"
@@ -47,12 +53,12 @@ class Descent:
         }
 
     def step(self, learning_rate: float) -> None:
-        """Apply the gradients that were gathered, and clear them."""
+        """Apply the gradients that were gathered, and clear them; with ``adamw``, ``learning_rate`` is that of a tensor of middling size."""
         self._regularize()
         if self._course.clip:
             torch.nn.utils.clip_grad_norm_(self._weights.values(), self._course.clip)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group, scale in zip(self._optimizer.param_groups, self._scales, strict=True):
+            group["lr"] = learning_rate * scale
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._steps += 1
@@ -119,6 +125,20 @@ class Descent:
         kept = min(self._course.ema, (1.0 + self._steps) / (10.0 + self._steps))
         for name, mean in self._average.items():
             mean.mul_(kept).add_(self._weights[name].detach(), alpha=1.0 - kept)
+
+
+def _scales(weights: Sequence[torch.nn.Parameter]) -> list[float]:
+    """For each tensor the root of its size over the median size of the matrices and kernels (of all, where there are none); 1 for what is all zeros."""
+    sizes = [_size(weight) for weight in weights]
+    matrices = [size for size, weight in zip(sizes, weights, strict=True) if weight.ndim > 1 and size]
+    middle = statistics.median(matrices or [size for size in sizes if size] or [1.0])
+    return [math.sqrt(size / middle) if size else 1.0 for size in sizes]
+
+
+def _size(weight: torch.nn.Parameter) -> float:
+    """The root mean square of what is not zero: what an earlier pass made sparse weighs as much as before."""
+    kept = weight.detach()[weight.detach() != 0]
+    return float(kept.square().mean().sqrt()) if kept.numel() else 0.0
 
 
 def _is_sparse(weight: torch.nn.Parameter) -> bool:

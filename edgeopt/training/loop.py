@@ -279,8 +279,8 @@ class _Run:
             held = self._judged()
         except _Diverged:
             held = math.inf
-        self._descent = Descent(self._student.weights, self._course)
         self._descent.place(self._best)
+        self._descent = Descent(self._student.weights, self._course)  # it measures the weights that it starts from
         return held if math.isfinite(held) else math.inf
 
     def _keep(self) -> None:

@@ -17,6 +17,7 @@ from edgeopt.passes import QuantizeStatic  # noqa: E402
 from edgeopt.training import checkpoint, distill, loop, mode  # noqa: E402
 from edgeopt.training import course as courses  # noqa: E402
 from edgeopt.training.course import Course  # noqa: E402
+from edgeopt.training.descent import Descent  # noqa: E402
 from edgeopt.training.lesson import Lesson, Part  # noqa: E402
 from edgeopt.training.replay import Replay, write_back  # noqa: E402
 from edgeopt.training.teacher import engage  # noqa: E402
@@ -367,3 +368,15 @@ def test_missing_torch_is_told_with_the_command_that_brings_it(monkeypatch) -> N
     monkeypatch.setattr(distill, "find_spec", lambda _name: None)
     reason = distill.Distill().refuse(builders.signature(builders.mlp()), builders.TARGET)
     assert reason is not None and "pip install 'edgeopt[train]'" in reason
+
+
+def test_rate_of_a_tensor_goes_with_the_root_of_its_size() -> None:
+    """A layer a million times smaller than the others is moved a thousandth as far, so that it is not lost at once."""
+    sizes = {"small": 1e-6, "middle": 1.0, "large": 4.0, "zero": 0.0}
+    weights = {name: torch.nn.Parameter(torch.full((2, 2) if size else (2,), size)) for name, size in sizes.items()}
+    descent = Descent(weights, Course(learning_rate=0.01))
+    for weight in weights.values():
+        weight.grad = torch.ones_like(weight)
+    descent.step(0.01)
+    moved = {name: float((sizes[name] - weight.detach()).mean()) for name, weight in weights.items()}
+    assert moved == pytest.approx({"small": 1e-5, "middle": 0.01, "large": 0.02, "zero": 0.01}, rel=0.01)

@@ -90,8 +90,9 @@ def _questions(name: str, options: argparse.Namespace) -> Iterator[Question]:
             steps = options.steps if method in making.TAUGHT else 0
             yield _question(name, options, ratio=ratio, criterion=criterion, method=method, steps=steps)
     criterion, ratio = options.curve_of[0], float(options.curve_of[1])
-    for steps in options.curve if "distilled" in options.methods else ():
-        yield _question(name, options, ratio=ratio, criterion=criterion, method="distilled", steps=steps)
+    for method, steps in itertools.product(options.methods, options.curve):
+        if method in making.TAUGHT:
+            yield _question(name, options, ratio=ratio, criterion=criterion, method=method, steps=steps)
 
 
 def _question(name: str, options: argparse.Namespace, **parts: Any) -> Question:

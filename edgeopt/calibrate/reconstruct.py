@@ -23,7 +23,7 @@ from edgeopt.calibrate import gram
 from edgeopt.calibrate.batch_norms import re_estimate
 from edgeopt.calibrate.consumers import Columns, Consumer, bias_of, consumers, removed_columns
 from edgeopt.calibrate.deadline import require_time
-from edgeopt.calibrate.regression import Refit, Sums, best
+from edgeopt.calibrate.regression import Refit, Sums, best, shares_of
 from edgeopt.calibrate.relay import Relay
 from edgeopt.errors import PassFailed
 from edgeopt.graph import edit, shrink, tensors
@@ -206,11 +206,12 @@ def _observe(
         for task in tasks
     ]
     names = list(dict.fromkeys(str(task.current.layer.data.name) for task in tasks))
+    shares = [shares_of(each) for each in targets]
     for index, arrays in enumerate(relay.observe(names, final=final)):
         held = is_held_out(index)
         for number, task in enumerate(tasks):
             rows = _patches(arrays[str(task.current.layer.data.name)], task.current)[:, task.kept]
-            sums[number][held].add(rows, targets[number][index])
+            sums[number][held].add(rows, targets[number][index], shares[number][index])
     return [(fit, held) for fit, held in sums]
 
 

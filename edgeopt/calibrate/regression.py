@@ -8,7 +8,7 @@ more data stays. A constant column fits the bias along, and is not pulled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ Weights = NDArray[np.float64]
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Pulls that are tried, as shares of the inputs' mean power."""
+OUTLYING = 4.0
+"""Times the median power of a layer's outputs: from here on a row's errors count relative to its size."""
 _ROWS_AT_ONCE = 2048
 
 
@@ -32,6 +34,7 @@ class Sums:
         self.power = 0.0
         """Of the targets, summed."""
         self.rows = 0
+        """How many, whatever they weigh."""
         self._waiting: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
         self._waiting_rows = 0
 
@@ -53,10 +56,15 @@ class Sums:
         self._multiply()
         return self._cross
 
-    def add(self, inputs: NDArray[np.float32], targets: NDArray[np.float32]) -> None:
-        """Rows of both; the constant is added here."""
+    def add(
+        self, inputs: NDArray[np.float32], targets: NDArray[np.float32], shares: NDArray[np.float32] | None = None
+    ) -> None:
+        """Rows of both; the constant is added here. ``shares``, (rows, 1), is what each row counts (see :func:`shares_of`)."""
         if self.constant:
             inputs = np.concatenate([inputs, np.ones((len(inputs), 1), np.float32)], axis=1)
+        if shares is not None:
+            roots = np.sqrt(shares)
+            inputs, targets = inputs * roots, targets * roots
         self._waiting.append((inputs, targets))
         self._waiting_rows += len(inputs)
         self.power += float(np.square(targets, dtype=np.float64).sum())
@@ -91,7 +99,7 @@ class Sums:
         if not self.constant or not self.rows:
             return weights
         moved = weights.copy()
-        moved[-1] = (self.cross[-1] - self.gram[-1, :-1] @ weights[:-1]) / self.rows
+        moved[-1] = (self.cross[-1] - self.gram[-1, :-1] @ weights[:-1]) / self.gram[-1, -1]
         return moved
 
     def fitted(self, weights: Weights, ridge: float, *, roughly: bool = False) -> Weights:
@@ -106,6 +114,20 @@ class Sums:
         scale, kind = (power, np.float32) if roughly and power > 0 else (1.0, np.float64)
         change = np.linalg.solve((matrix / scale).astype(kind), (missing / scale).astype(kind))
         return np.asarray(weights + change, np.float64)
+
+
+def shares_of(targets: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """What each row of ``targets`` counts, (rows, 1) for each array: 1, or less where its power is beyond ``OUTLYING`` times the median.
+
+    A few tokens of a transformer carry numbers a hundred times as large as the others' (M. Sun et al., "Massive Activations in Large Language Models", COLM 2024, arXiv:2402.17762). The
+    layer normalization behind takes their size out again, but a sum of squares sees nothing else, and all other tokens pay for them.
+    """
+    powers = [np.square(array).sum(axis=1, keepdims=True) for array in targets]
+    every = np.concatenate([power.ravel() for power in powers]) if powers else np.zeros(1, np.float32)
+    limit = np.float32(OUTLYING * np.median(every))
+    if not np.isfinite(limit) or limit <= 0:
+        return [np.ones_like(power) for power in powers]
+    return [limit / np.maximum(power, limit) for power in powers]
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from pruning.questions import DEMO, Question, Subject, find, open_subject, read,
 from edgeopt.errors import PassFailed
 
 MODELS = (DEMO, "efficientnet_lite0", "all_minilm_l6_v2", "ppocr_v4_det", "ddddocr_det")
-CRITERIA = ("obs", "random", "l1", "l2", "taylor", "entropy", "apoz", "variance", *peer.CRITERIA)
+CRITERIA = ("obs", "random", "l1", "l2", "group_l2", "taylor", "entropy", "apoz", "variance", *peer.CRITERIA)
 TAUGHT = ("obs", "random", "torch-pruning l2")
 """Teaching takes minutes: the best, the control and the peer."""
 MOST_SAMPLES = 500

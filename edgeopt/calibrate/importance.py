@@ -1,9 +1,11 @@
-"""Importance: one score for each unit of a family, by one of nine criteria; the lowest goes first.
+"""Importance: one score for each unit of a family, by one of ten criteria; the lowest goes first.
 
 Stands between ``graph.groups`` and ``removal``. In come a model, its families and, for most criteria, calibration samples; out goes an array of scores for each
 family that the criterion can judge. Families it cannot judge are missing from the answer: no batch norm, no reader whose inputs are understood.
 
 - ``l1``, ``l2``: norm of the weights that make the unit (H. Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, arXiv:1608.08710)
+- ``group_l2``: norm of all weights that go with the unit, its readers' columns and a depthwise filter between among them (G. Fang et al., "DepGraph: Towards Any
+  Structural Pruning", CVPR 2023, arXiv:2301.12900)
 - ``batch_norm``: scale of the batch norm behind it (Z. Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017, arXiv:1708.06519)
 - ``entropy`` of its activations (J.-H. Luo and J. Wu, "An Entropy-based Pruning Method for CNN Compression", arXiv:1706.05791; there of pooled activations, here
   of single ones, in bins that all channels share)
@@ -43,8 +45,8 @@ from edgeopt.protocols import Evidence
 if TYPE_CHECKING:
     from edgeopt.protocols import Model
 
-CRITERIA = ("l1", "l2", "batch_norm", "taylor", "entropy", "apoz", "variance", "obs", "random")
-WITHOUT_SAMPLES = ("l1", "l2", "batch_norm", "random")
+CRITERIA = ("l1", "l2", "group_l2", "batch_norm", "taylor", "entropy", "apoz", "variance", "obs", "random")
+WITHOUT_SAMPLES = ("l1", "l2", "group_l2", "batch_norm", "random")
 Scores = NDArray[np.float64]
 
 _WIDEST = 4608
@@ -69,7 +71,7 @@ def scores(model: Model, families: Sequence[Family], ranking: Ranking, evidence:
     """
     criterion = ranking.criterion
     _check(criterion, evidence)
-    if criterion in ("l1", "l2"):
+    if criterion in ("l1", "l2", "group_l2"):
         return {family.name: _norms(model, family, criterion) for family in families}
     if criterion == "random":
         return {family.name: _random(family, ranking.seed) for family in families}
@@ -103,9 +105,11 @@ def _norms(model: Model, family: Family, criterion: str) -> Scores:
     constants = _constants(model)
     powers = np.zeros(family.units)
     for slot in family.slots:
-        if slot.role != "producer" or slot.constant not in constants:
+        if slot.constant not in constants or not (slot.role == "producer" or criterion == "group_l2"):
             continue
         weight = np.asarray(tensors.array(constants[slot.constant]), np.float64)
+        if criterion == "group_l2" and weight.ndim < 2:
+            continue  # biases and scales say where an activation lies, not how large it is
         each = np.abs(np.moveaxis(weight, slot.axis, 0)).reshape(weight.shape[slot.axis], -1) ** order
         powers += _of_units(each.sum(axis=1), slot)
     return np.asarray(powers ** (1.0 / order), np.float64)

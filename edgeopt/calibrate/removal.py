@@ -75,7 +75,7 @@ class PruneScheme:
         """The explicit ``removed`` counts; empty where ``ratio`` decides."""
         try:
             counts = json.loads(self.removed)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # brackets in brackets in brackets
             raise PassFailed(f"removed is {self.removed!r:.80}, not JSON", hint=_HINT) from error
         plain = isinstance(counts, dict) and all(type(count) is int and count >= 0 for count in counts.values())
         if not plain:

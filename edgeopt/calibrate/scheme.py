@@ -42,7 +42,7 @@ def read_names(text: str) -> frozenset[str]:
     """The names in a JSON list, such as ``skip``; :class:`~edgeopt.errors.PassFailed` where it is none."""
     try:
         names = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # brackets in brackets in brackets
         raise PassFailed(f"skip is {text!r:.80}, not JSON", hint='Give a JSON list such as ["conv1"].') from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise PassFailed(f"skip is {text!r:.80}, not a list of names", hint='Give a JSON list such as ["conv1"].')

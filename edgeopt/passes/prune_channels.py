@@ -6,7 +6,7 @@ what makes good for it from ``calibrate.reconstruct``.
 
 Settings (all optional):
 
-- ``criterion``  obs | l1 | l2 | batch_norm | entropy | apoz | variance | taylor (needs the train extra) | random, see ``calibrate.importance``
+- ``criterion``  obs | l1 | l2 | group_l2 | batch_norm | entropy | apoz | variance | taylor (needs the train extra) | random, see ``calibrate.importance``
 - ``ratio``      share of each family's units that go
 - ``removed``    JSON object of counts by family, instead of ``ratio``; taken as they are
 - ``scope``      local: every family loses its share; global: ranked across families of a kind

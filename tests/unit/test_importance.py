@@ -60,6 +60,14 @@ def test_norms_rank_the_unit_with_the_smallest_weights_lowest(criterion: str) ->
     assert values.argmin() == 2
 
 
+def test_norm_of_the_group_counts_what_reads_the_unit_and_no_bias() -> None:
+    first, second = random_layers()
+    found = judged(two_layers(first, second, offset=np.arange(6.0) * 100), "group_l2")
+    (values,) = found.values()
+    whole = np.sqrt(np.square(first).sum(axis=0) + np.square(second).sum(axis=1))
+    np.testing.assert_allclose(values, whole, rtol=1e-5)
+
+
 @pytest.mark.parametrize("criterion", ["entropy", "apoz", "variance", "obs"])
 def test_unit_that_is_never_active_scores_lowest(criterion: str) -> None:
     first, second = random_layers()

@@ -91,19 +91,20 @@ def names_or_settings(name: Kind) -> Kind:
     names = list_of(name, most=16)
 
     def read(node: yaml.Node) -> Any:
-        return _plain_value(node) if isinstance(node, yaml.MappingNode) else names.read(node)
+        return plain_value(node) if isinstance(node, yaml.MappingNode) else names.read(node)
 
     return Kind(read, lambda value: value if isinstance(value, dict) else names.show(value))
 
 
-def _plain_value(node: yaml.Node) -> Any:
+def plain_value(node: yaml.Node) -> Any:
+    """What stands there as JSON would have it; an unquoted number is a number."""
     if isinstance(node, yaml.SequenceNode):
-        return [_plain_value(entry) for entry in node.value]
+        return [plain_value(entry) for entry in node.value]
     if isinstance(node, yaml.MappingNode):
         keys = {key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
         if len(keys) != len(node.value):
             raise Unfit("holds a key twice, or one that is not a word")
-        return {key.value: _plain_value(value) for key, value in node.value}
+        return {key.value: plain_value(value) for key, value in node.value}
     return _plain_scalar(node)
 
 

@@ -8,9 +8,10 @@ A kind that meets something else raises :class:`Unfit` with one clause, "is 3, n
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,12 @@ def _scalar(node: yaml.Node, wanted: str) -> str:
     return str(node.value)
 
 
+def close_to(word: str, known: Iterable[str]) -> str | None:
+    """The one of ``known`` that ``word`` was probably meant to be; None where none is like it."""
+    close = difflib.get_close_matches(word.lower().replace("-", "_"), sorted(known), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
 def text(wanted: str = "a text", *, pattern: str = "", limit: int = 4096) -> Kind:
     """A non-empty line of text; ``pattern`` must match the whole of it."""
 
@@ -105,7 +112,8 @@ def choice(*names: str) -> Kind:
     def read(node: yaml.Node) -> str:
         value = _scalar(node, f"one of {', '.join(names)}")
         if value not in names:
-            raise Unfit(f"is {seen(node)}, not one of {', '.join(names)}")
+            meant = close_to(value, names)
+            raise Unfit(f"is {seen(node)}, not one of {', '.join(names)}{f'; did you mean {meant}?' if meant else ''}")
         return value
 
     return Kind(read, str)
@@ -134,18 +142,26 @@ def whole(low: int, high: int) -> Kind:
     return Kind(read, int)
 
 
-def number(low: float, high: float, *, above: bool = False) -> Kind:
-    """A finite number within ``low`` and ``high``; ``above`` leaves ``low`` itself out."""
-    wanted = f"a number above {low:g} and up to {high:g}" if above else f"a number from {low:g} to {high:g}"
+def number(low: float, high: float = math.inf, *, above: bool = False, below: bool = False) -> Kind:
+    """A finite number within ``low`` and ``high``; ``above`` leaves ``low`` itself out, ``below`` leaves ``high`` out."""
+    wanted = _span(low, high, above=above, below=below)
 
     def read(node: yaml.Node) -> float:
         value = plain_text(node) or ""
         parsed = float(value) if PLAIN_NUMBER.fullmatch(value) else math.nan
-        if not low <= parsed <= high or (above and parsed == low):
+        within = low <= parsed <= high and math.isfinite(parsed)
+        if not within or (above and parsed == low) or (below and parsed == high):
             raise Unfit(f"is {seen(node)}, not {wanted}")
         return parsed
 
     return Kind(read, float)
+
+
+def _span(low: float, high: float, *, above: bool, below: bool) -> str:
+    if math.isinf(high):
+        return f"a number above {low:g}" if above else f"a number of {low:g} or more"
+    most = f"below {high:g}" if below else f"up to {high:g}" if above else f"{high:g}"
+    return f"a number above {low:g} and {most}" if above else f"a number from {low:g} to {most}"
 
 
 def _unit(parse: Callable[[str], Any], show: Callable[[Any], str], wanted: str) -> Kind:

@@ -7,7 +7,6 @@ what is dangerous, ``sections`` says which keys there are, this module walks the
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -16,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from edgeopt.config import document, sections
+from edgeopt.config import document, sections, settings
 from edgeopt.config.document import Mistakes
-from edgeopt.config.fields import Kind, Unfit, seen
+from edgeopt.config.fields import Kind, Unfit, close_to, seen
 from edgeopt.config.schema import Config
 from edgeopt.config.sections import Section
 from edgeopt.errors import ConfigError
@@ -143,8 +142,10 @@ def _nearest(key: str, parent: str, known: Collection[str]) -> str:
     elsewhere = sorted(name for name, section in sections.CONFIG.items() if name in known and key in section.keys)
     if elsewhere and not parent:
         return f"; it belongs under {' or '.join(elsewhere)}"
-    close = difflib.get_close_matches(key.lower().replace("-", "_"), sorted(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
+    if parent == settings.PRUNE and (instead := settings.of_the_other(key, known)):
+        return f"; {instead}"
+    close = close_to(key, known)
+    return f"; did you mean {close}?" if close else f"; known are {', '.join(sorted(known))}"
 
 
 def _value(kind: Kind, node: yaml.Node, place: _Place, instead: Any) -> Any:
@@ -166,9 +167,24 @@ def _overlaid(record: Any, section: Section, node: yaml.Node, place: _Place) -> 
     parent, base, mistakes = place
     changes = {}
     for key, value in _entries(node, parent, section.keys, mistakes):
-        field, kind = section.keys[key].field, section.keys[key].kind
-        changes[field] = _value(kind, value, (f"{parent}.{key}", base, mistakes), getattr(record, field))
+        entry, inner = section.keys[key], (f"{parent}.{key}", base, mistakes)
+        if entry.settings is not None and isinstance(value, yaml.MappingNode):
+            changes[entry.field] = _settings(entry.settings(value), value, inner)
+        else:
+            changes[entry.field] = _value(entry.kind, value, inner, getattr(record, entry.field))
     return replace(record, **changes)
+
+
+def _settings(known: Mapping[str, Kind], node: yaml.MappingNode, place: _Place) -> dict[str, Any]:
+    """The settings of a technique, each mistake on its own line."""
+    parent, base, mistakes = place
+    found = {
+        key: _value(known[key], value, (f"{parent}.{key}", base, mistakes), None)
+        for key, value in _entries(node, parent, known, mistakes)
+    }
+    if clash := settings.clash(found):
+        mistakes.add(node, f"{parent} {clash}")
+    return found
 
 
 def _inputs(node: yaml.Node, mistakes: Mistakes) -> tuple[tuple[str, InputHint], ...]:

@@ -8,10 +8,12 @@ inside, in units; the words of a choice come from their annotations.
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from edgeopt.config import entries, schema
+import yaml
+
+from edgeopt.config import entries, schema, settings
 from edgeopt.config import fields as kinds
 from edgeopt.config.fields import Kind
 from edgeopt.policy import Goal, InputHint, Preprocess, Search, TargetRequest, Techniques
@@ -24,6 +26,8 @@ QUANTIZERS = ("quantize_static", "quantize_dynamic", "quantize_weights", "cast_f
 ARM_FEATURES = ("asimd", "asimddp", "i8mm", "sve", "fphp", "asimdhp")
 """What ``target.features`` may name; a test holds it against what ``device`` knows."""
 _PASS = kinds.text("the name of a pass", pattern=r"[a-z][a-z0-9_]{0,63}")
+SettingsOf = Callable[[yaml.MappingNode], Mapping[str, Kind]]
+"""Which settings a mapping may hold: some decide about others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class Key:
 
     field: str
     kind: Kind
+    settings: SettingsOf | None = None
+    """Where the value may be a mapping that is read key by key; else ``kind`` reads mappings, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +53,8 @@ def _words(record: type, field: str) -> Kind:
     return kinds.choice(*typing.get_args(typing.get_type_hints(record)[field]))
 
 
-def _technique() -> Kind:
-    return kinds.either(kinds.choice("auto", "off"), entries.names_or_settings(_PASS))
+def _technique(names: Kind) -> Kind:
+    return kinds.either(kinds.choice("auto", "off"), entries.names_or_settings(names))
 
 
 WATCH = Section(
@@ -93,9 +99,9 @@ TECHNIQUES = Section(
         "quantize": Key(
             "quantize", kinds.either(kinds.choice("auto", "off"), kinds.list_of(kinds.choice(*QUANTIZERS), most=16))
         ),
-        "prune": Key("prune", _technique()),
-        "distill": Key("distill", _technique()),
-        "merge": Key("merge", _technique()),
+        "prune": Key("prune", _technique(kinds.choice(*settings.PRUNERS)), settings.of_prune),
+        "distill": Key("distill", _technique(kinds.choice("distill")), settings.of_distill),
+        "merge": Key("merge", _technique(_PASS)),
     },
 )
 INTAKE = Section(

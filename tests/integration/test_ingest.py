@@ -103,6 +103,14 @@ def test_job_file_with_mistakes_lists_all_of_them(folder: JobFolder) -> None:
     assert "search.trials" in caught.value.message
 
 
+def test_misspelled_setting_of_a_technique_rejects_the_job_before_any_work(folder: JobFolder) -> None:
+    (folder.input / "job.yaml").write_text("techniques:\n  prune: {critereon: l1}\n  distill: {steps: 0}\n")
+    with pytest.raises(BadJobFile) as caught:
+        ingest.load(folder, order(job_file="job.yaml"))
+    assert "line 2: techniques.prune.critereon is unknown; did you mean criterion?" in caught.value.message
+    assert "line 3: techniques.distill.steps is 0, not a whole number from 1" in caught.value.message
+
+
 def test_job_file_that_contradicts_the_model_is_refused(folder: JobFolder) -> None:
     (folder.input / "job.yaml").write_text("inputs: {x: {shape: [1, 5]}, z: {range: [0, 1]}}\n")
     with pytest.raises(BadJobFile) as caught:

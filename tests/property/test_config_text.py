@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.config import document, reader, sections, show
+from edgeopt.config import document, reader, sections, settings, show
 from edgeopt.config.schema import Config
 from edgeopt.errors import ConfigError
 from edgeopt.policy import Policy
@@ -97,7 +97,26 @@ _changes = st.fixed_dictionaries(
         ("techniques", "quantize"): st.one_of(
             st.sampled_from(["auto", "off"]), st.lists(st.sampled_from(sections.QUANTIZERS), unique=True)
         ),
-        ("techniques", "prune"): st.dictionaries(
+        ("techniques", "prune"): st.one_of(
+            st.lists(st.sampled_from(settings.PRUNERS), unique=True),
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    "ratio": st.floats(0, 0.99),
+                    "criterion": st.sampled_from(["l1", "obs"]),
+                    "refit": st.booleans(),
+                    "removed": st.dictionaries(st.sampled_from(["conv1.weight", "2"]), st.integers(0, 99)),
+                },
+            ),
+            st.fixed_dictionaries(
+                {"pattern": st.sampled_from(["2:4", "unstructured"])},
+                optional={"skip": st.lists(st.sampled_from(["conv1.weight", "2"])), "bits": st.sampled_from([0, 6])},
+            ),
+        ),
+        ("techniques", "distill"): st.fixed_dictionaries(
+            {}, optional={"learning_rate": st.one_of(st.just("auto"), st.floats(0, 1)), "fake_quantize": st.just("off")}
+        ),
+        ("techniques", "merge"): st.dictionaries(
             st.sampled_from(["ratio", "by"]), st.one_of(st.booleans(), st.integers())
         ),
         ("target", "compute_capability"): st.lists(st.sampled_from([7.2, 8.6, 8.7]), max_size=3),

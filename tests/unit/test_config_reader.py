@@ -112,8 +112,10 @@ def test_every_mistake_is_told_at_once_with_its_line() -> None:
         ("target: {compute_capability: 8.6}", "not a list"),
         ("techniques: {quantize: int8}", "not one of auto, off"),
         ("techniques: {quantize: [quantize_statc]}", "techniques.quantize[0] is quantize_statc, not one of"),
-        ("techniques: {prune: {ratio: .inf}}", "not a finite number"),
-        ("techniques: {prune: {ratio: 1, ratio: 2}}", "holds a key twice"),
+        ("techniques: {merge: {ratio: .inf}}", "not a finite number"),
+        ("techniques: {merge: {ratio: 1, ratio: 2}}", "holds a key twice"),
+        ("techniques: {prune: {ratio: .inf}}", "techniques.prune.ratio is .inf, not a number from 0 to below 1"),
+        ("techniques: {prune: {ratio: 0.1, ratio: 0.2}}", "techniques.prune.ratio stands here again, after line 1"),
         ("? [a, b]\n: 1", "a key that is not a plain word"),
         ("inbox: ''", "inbox is '', not a path"),
         ("inbox: /a\nrejected: /a", "inbox and rejected are the same folder, /a"),
@@ -123,6 +125,49 @@ def test_every_mistake_is_told_at_once_with_its_line() -> None:
 )
 def test_mistake_says_what_stands_there_and_what_was_expected(text: str, told: str) -> None:
     assert any(told in mistake for mistake in mistakes_of(text)), mistakes_of(text)
+
+
+def test_misspelled_setting_of_a_technique_is_told_on_its_line_with_the_nearest_name() -> None:
+    mistakes = mistakes_of(
+        "techniques:\n  quantize: [quantize_statc]\n  prune:\n    ratio: 1.5\n    critereon: l1\n    criterion: L2\n"
+        "  distill:\n    stepps: 10\n    learning_rate: fast\n    loss: nonsense\n"
+    )
+    assert mistakes == (
+        (
+            "line 2: techniques.quantize[0] is quantize_statc, not one of quantize_static, quantize_dynamic, quantize_weights, "
+            "cast_fp16; did you mean quantize_static?"
+        ),
+        "line 4: techniques.prune.ratio is 1.5, not a number from 0 to below 1",
+        "line 5: techniques.prune.critereon is unknown; did you mean criterion?",
+        (
+            "line 6: techniques.prune.criterion is L2, not one of l1, l2, group_l2, batch_norm, taylor, entropy, apoz, variance, "
+            "obs, random; did you mean l2?"
+        ),
+        "line 8: techniques.distill.stepps is unknown; did you mean steps?",
+        "line 9: techniques.distill.learning_rate is fast, not a number of 0 or more, nor auto",
+        "line 10: techniques.distill.loss is nonsense, not one of auto, kl, mse, cosine, features",
+    )
+
+
+@pytest.mark.parametrize(
+    ("prune", "told"),
+    [
+        ("{ratio: 0.5, bits: 6}", "techniques.prune.bits is unknown; it is about single weights and needs a pattern"),
+        ("{patern: '2:4'}", "techniques.prune.patern is unknown; did you mean pattern?"),
+        ("{pattern: 2:4, criterion: l1}", "techniques.prune.criterion is unknown; it is about channels"),
+        ("{pattern: 4:2}", "techniques.prune.pattern is 4:2, not unstructured, or n:m such as 2:4"),
+        ("{pattern: 2:4, bits: 7}", "techniques.prune.bits is 7, not one of 0, 2, 3, 4, 5, 6, 8"),
+        ("{pattern: 2:4, ratio: 0}", "techniques.prune.ratio is 0, not a number above 0 and below 1"),
+        ("{removed: {conv1.weight: half}}", "techniques.prune.removed is a mapping, not counts by name"),
+        (
+            "[prune_chanels]",
+            "techniques.prune[0] is prune_chanels, not one of prune_channels, prune_weights; did you mean",
+        ),
+    ],
+)
+def test_settings_of_both_ways_to_prune_are_told_apart(prune: str, told: str) -> None:
+    mistakes = mistakes_of(f"techniques: {{prune: {prune}}}")
+    assert [mistake.startswith(f"line 1: {told}") for mistake in mistakes] == [True], mistakes
 
 
 @pytest.mark.parametrize(

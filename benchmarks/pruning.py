@@ -9,7 +9,7 @@ lengths that are taught to the students of one criterion and share, which shows 
 else has seen. ``digits`` is the demo's model, judged by its labels too.
 
 What was made is kept in --work and not made again: candidates as MODEL/made/*.onnx, rows in MODEL/results.json, written as they are made, and results.md. Quality does not depend on the machine's
-load, latency does: on a quiet machine, ``--measure-only`` measures the latency of everything that lies there.
+load, latency does: on a quiet machine, ``--measure-only`` measures the latency of what lies there, of the ratios, criteria and methods given.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> int:
         if not options.measure_only:
             for question in _questions(name, options):
                 _answer(question, subject, judge, options)
-        _measure(subject, judge, again=options.measure_only)
+        _measure(subject, judge, options)
         _show(work)
     print((work / "results.md").read_text())
     return 0
@@ -73,7 +73,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--eval", type=int, default=600, help="eval samples, at most")
     parser.add_argument("--threads", type=int, default=1, help="that students are taught with")
     parser.add_argument("--retry", action="store_true", help="try once more what could not be made")
-    parser.add_argument("--measure-only", action="store_true", help="measure all latencies again and make nothing")
+    parser.add_argument(
+        "--measure-only", action="store_true", help="measure the latencies of what was made again and make nothing"
+    )
     return parser.parse_args()
 
 
@@ -121,15 +123,20 @@ def _answer(question: Question, subject: Subject, judge: Judge, options: argpars
     print(f"{question.model} {question.key}: {row['failure'] or row['numbers']}", file=sys.stderr, flush=True)
 
 
-def _measure(subject: Subject, judge: Judge, *, again: bool) -> None:
-    """Latencies that are not there; with ``again``, all of them."""
+def _measure(subject: Subject, judge: Judge, options: argparse.Namespace) -> None:
+    """Latencies that are not there; with ``measure_only`` those of all rows of the ratios, criteria and methods that were asked for."""
     rows = read(subject.folder)
     for row in rows:
         question = Question(**row["question"])
-        is_there = subject.made(question).exists() and not row["failure"]
-        if is_there and (again or "latency" not in row["numbers"]):
+        is_asked = (
+            question.ratio in options.ratios
+            and question.criterion in options.criteria
+            and question.method in options.methods
+        )
+        is_wanted = is_asked if options.measure_only else "latency" not in row["numbers"]
+        if is_wanted and subject.made(question).exists() and not row["failure"]:
             row["numbers"]["latency"] = judge.latency(subject.made(question))
-            row["notes"]["latency_alone"] = again
+            row["notes"]["latency_alone"] = options.measure_only
     write(subject.folder, rows)
 
 

@@ -270,7 +270,7 @@ def _trial(offer: Offer, candidate: Candidate, bench: Workbench) -> Trial:
         with staged("measure", bench.emit):
             artifact, measurement = bench.examine(artifact, bench)
     except CandidateError as error:
-        refused = f"{error.code}: {error.message}"
+        refused = error.refusal
         return Trial(recipe=candidate.recipe, refused=refused, seconds=time.monotonic() - started_s)
     return Trial(
         recipe=candidate.recipe, artifact=artifact, measurement=measurement, seconds=time.monotonic() - started_s

@@ -169,6 +169,15 @@ class CandidateError(EdgeoptError):
     code = "candidate-failed"
     disposition = Disposition.NEXT_CANDIDATE
 
+    @property
+    def refusal(self) -> str:
+        """Why the candidate is out, in the words of its trial: the code, the fact, and what to do about it."""
+        told = f"{self.code}: {self.message}"
+        if not self.hint:
+            return told
+        # what a library said is at the end of some messages, with or without its full stop
+        return f"{told}{'' if told.endswith(('.', '!', '?')) else '.'} {self.hint}"
+
 
 class PassFailed(CandidateError):
     code = "pass-failed"

@@ -102,7 +102,7 @@ def attempt(recipe: Recipe, bench: Workbench) -> Trial:
             artifact, measurement = bench.examine(artifact, bench)
         return Trial(recipe=recipe, artifact=artifact, measurement=measurement, seconds=time.monotonic() - started)
     except CandidateError as error:
-        refused = f"{error.code}: {error.message}"
+        refused = error.refusal
     except (EdgeoptError, OSError, MemoryError):
         raise  # the job's trouble, not the candidate's
     except Exception as error:  # noqa: BLE001  # a library's surprise costs one candidate; its traceback is in the log
@@ -122,7 +122,7 @@ def confirm(trial: Trial, bench: Workbench) -> Trial:
     try:
         found = pairs.compare(bench.baseline.artifact or artifact, artifact, bench.timed, effort, start=bench.start)
     except CandidateError as error:
-        return replace(trial, measurement=None, refused=f"{error.code}: {error.message}")
+        return replace(trial, measurement=None, refused=error.refusal)
     again = replace(
         first,
         latency=found.timing.candidate,

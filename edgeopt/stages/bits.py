@@ -88,7 +88,7 @@ def _shortcoming(wanted: Recipe, rehearsal: Rehearsal) -> str | None:
     try:
         found = rehearsal.quality(wanted)
     except CandidateError as error:
-        return f"{error.code}: {error.message}"
+        return error.refusal
     if found.ci95[1] <= _MARGIN * rehearsal.bench.goal.max_drop:
         return None
     return f"not timed: {found.metric} may drop by up to {found.ci95[1]:.3g} on {found.samples} calibration samples"

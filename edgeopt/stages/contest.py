@@ -31,7 +31,7 @@ def losers(family: Sequence[Recipe], rehearsal: Rehearsal) -> dict[Recipe, str]:
         try:
             seen[recipe] = rehearsal.quality(recipe)
         except CandidateError as error:
-            reasons[recipe] = f"{error.code}: {error.message}"
+            reasons[recipe] = error.refusal
     if not seen:
         last = family[-1]  # attempted for good, so that the job tells the reason as a candidate's own
         return {recipe: reason for recipe, reason in reasons.items() if recipe != last}

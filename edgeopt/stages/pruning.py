@@ -106,7 +106,7 @@ class Pruning:
         try:
             found = self.rehearsal.quality(recipe)
         except CandidateError as error:
-            return f"{error.code}: {error.message}"
+            return error.refusal
         if found.ci95[1] <= MARGIN * self.bench.goal.max_drop:
             return None
         return f"not timed: {found.metric} may drop by up to {found.ci95[1]:.3g} on {found.samples} calibration samples"

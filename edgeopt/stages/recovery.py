@@ -8,6 +8,7 @@ which it was taught on in part; what is right there is attempted like any other 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -111,7 +112,8 @@ def teach(lesson: Lesson, rehearsal: Rehearsal, doors: Doors, *, deadline_s: flo
     doors.begin(lesson.untaught())
     bound, words = _rehearsed(lesson.untaught(), rehearsal)
     if bound > _REACH * goal.max_drop:
-        yield doors.refuse(lesson.taught(STEPS[0]), f"not taught: {words}, beyond the reach of a training of minutes")
+        reason = words if math.isinf(bound) else f"{words}, beyond the reach of a training of minutes"
+        yield doors.refuse(lesson.taught(STEPS[0]), f"not taught: {reason}")
         return
     for steps in STEPS:
         recipe, started_s = lesson.taught(steps), doors.clock()
@@ -138,7 +140,7 @@ def _rehearsed(recipe: Recipe, rehearsal: Rehearsal) -> tuple[float, str]:
         with staged("rehearse", rehearsal.bench.emit):
             found: Quality = rehearsal.quality(recipe)
     except CandidateError as error:
-        return float("inf"), f"{error.code}: {error.message}"
+        return math.inf, error.refusal
     return found.ci95[1], f"{found.metric} may drop by up to {found.ci95[1]:.3g} on {found.samples} calibration samples"
 
 

@@ -108,7 +108,7 @@ class Runner:
             self._process.kill()
             raise MeasureFailed(f"the candidate took longer than {timeout_s:.0f} s to {kind}") from error
         if "error" in answer:
-            raise MeasureFailed(str(answer["error"]))
+            raise MeasureFailed(str(answer["error"]), hint=str(answer.get("hint", "")))
         return answer, outputs
 
     def _end(self) -> str:

@@ -111,7 +111,7 @@ class Search:
                 try:
                     prepared = pruning.prepare(base, rehearsal)
                 except CandidateError as error:
-                    reason = f"{error.code}: {error.message}"
+                    reason = error.refusal
                 else:
                     reached = yield from pruning.search(prepared, self._attempt_owed, self._lost, deadline_s=latest_s)
                     self._further = recovery.pruned_further(prepared, reached)

@@ -15,7 +15,7 @@ request     fields                                                 answer
 ==========  =====================================================  ==========================================
 
 A session on a GPU (``protocols.GpuSession``) times itself by the GPU's own clock and counts the GPU's memory as well.
-An error is answered as ``{"error": sentence}``; a crash is seen as the end of the stream.
+An error is answered as ``{"error": sentence, "hint": sentence}``; a crash is seen as the end of the stream.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
             try:
                 header, outputs = runner.answer(request, arrays)
             except (EdgeoptError, ValueError, KeyError, TypeError) as error:
-                header, outputs = {"error": str(error)}, []
+                header, outputs = {"error": str(error), "hint": getattr(error, "hint", "")}, []
             write_frame(answers, header, outputs)
 
 

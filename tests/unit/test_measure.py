@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import builders
 import numpy as np
@@ -87,6 +88,13 @@ def test_model_that_does_not_open_is_refused_with_the_runtimes_reason(tmp_path) 
     (tmp_path / "m.onnx").write_bytes(b"rubbish")
     with pytest.raises(MeasureFailed, match="does not open"), Runner(_artifact(str(tmp_path / "m.onnx"))):
         pass
+
+
+def test_hint_of_what_failed_in_the_runner_s_process_comes_through() -> None:
+    artifact = replace(_artifact("m"), runtime="onnxruntim")
+    with pytest.raises(MeasureFailed, match="there is no runtime called 'onnxruntim'") as caught, Runner(artifact):
+        pass
+    assert caught.value.refusal.endswith("called 'onnxruntim'. Use one of onnxruntime, tensorrt, tensorrt-rtx.")
 
 
 def test_runner_runs_times_and_weighs_a_real_model(tmp_path) -> None:

@@ -104,6 +104,12 @@ def test_training_is_told_when_the_time_is_over_and_the_job_keeps_its_own_deadli
     assert stage.evidence.deadline_s is None
 
 
+def test_student_that_cannot_be_made_is_refused_for_that_and_not_for_its_reach() -> None:
+    (trial,) = Stage({0: -1.0}).trials()
+    assert str(trial.refused).startswith("not taught: pass-failed: the loss is nan")
+    assert "beyond the reach" not in str(trial.refused)
+
+
 def test_loss_that_diverges_is_the_reason_of_the_refusal() -> None:
     (trial,) = Stage({0: 0.02, 64: -1.0}).trials()
     assert trial.refused == "not timed: pass-failed: the loss is nan at step 3 with a learning rate of 1"

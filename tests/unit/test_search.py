@@ -14,18 +14,18 @@ RECIPES = [Recipe(steps=(Step.of(f"pass{number}"),)) for number in range(4)]
 class FailingPass:
     """Every application takes a while on the clock and fails."""
 
-    def __init__(self, clock: list[float], seconds: float) -> None:
-        self.clock, self.seconds, self.applied = clock, seconds, 0
+    def __init__(self, clock: list[float], seconds: float, hint: str) -> None:
+        self.clock, self.seconds, self.applied, self.hint = clock, seconds, 0, hint
 
     def apply(self, model, settings, evidence):
         self.applied += 1
         self.clock[0] += self.seconds
-        raise PassFailed("no pattern matched")
+        raise PassFailed("no pattern matched", hint=self.hint)
 
 
-def _search(tmp_path, *, seconds: float = 1.0, budget_s: float = 100.0):
+def _search(tmp_path, *, seconds: float = 1.0, budget_s: float = 100.0, hint: str = ""):
     clock, events = [0.0], []
-    failing = FailingPass(clock, seconds)
+    failing = FailingPass(clock, seconds, hint)
     bench = SimpleNamespace(
         model=None,
         made={},
@@ -48,6 +48,14 @@ def test_every_recipe_is_tried_and_told_in_order(tmp_path) -> None:
     assert failing.applied == len(RECIPES)
     told = [event.fields["trial"] for event in events if event.kind == "progress"]
     assert told == [1, 2, 3, 4]
+
+
+def test_refused_candidate_tells_what_to_do_about_it_and_still_counts_as_failed(tmp_path) -> None:
+    search, _, events = _search(tmp_path, hint="Leave it out.")
+    trials = search.run(RECIPES[:1])
+    assert trials[0].refused == "pass-failed: no pattern matched. Leave it out."
+    (told,) = [event.fields for event in events if event.kind == "candidate"]
+    assert (told["outcome"], told["trial"]["refused"]) == ("failed", trials[0].refused)
 
 
 def test_budget_ends_the_search_but_never_the_first_trial(tmp_path) -> None:

@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from edgeopt.cli.main import COMMANDS
-from edgeopt.config import reader, sections, show
+from edgeopt.config import reader, sections, settings, show
+from edgeopt.config.fields import Kind
 from edgeopt.config.schema import Config
+from edgeopt.policy import Policy
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = (ROOT / "docs" / "contract.md").read_text()
@@ -82,6 +84,27 @@ def test_every_key_that_exists_is_documented_with_its_default() -> None:
             text = f"{name}: {{{key}: {'null' if value is None else value}}}"
             assert reader.loads(text, base=ROOT, environ={}) == Config(), text
             assert (value is None) == (shown[name][key] is None)
+
+
+@pytest.mark.parametrize(
+    ("page", "known"),
+    [
+        ("channel-pruning", settings.PRUNE_CHANNELS),
+        ("sparse-weights", settings.PRUNE_WEIGHTS),
+        ("distillation", settings.DISTILL),
+    ],
+)
+def test_every_setting_of_a_technique_is_documented_on_its_page(page: str, known: dict[str, Kind]) -> None:
+    text = (ROOT / "docs" / "techniques" / f"{page}.md").read_text() + DOCS["pruning.md"]
+    assert [name for name in known if f"`{name}`" not in text] == []
+
+
+def test_settings_that_the_documentation_shows_are_taken() -> None:
+    pages = [path.read_text() for path in (ROOT / "docs").rglob("*.md")]
+    shown = {found for page in pages for found in re.findall(r"\b((?:prune|distill): \{[^{}]*\})", page)}
+    assert shown
+    for example in shown:
+        reader.overlay_job(Policy(), f"techniques:\n  {example}\n")
 
 
 def test_example_configuration_shows_every_key_with_its_default() -> None:

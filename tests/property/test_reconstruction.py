@@ -199,3 +199,48 @@ def test_activity_does_not_depend_on_how_the_rows_were_cut(seed: int, batches: i
     np.testing.assert_array_equal(cut.zeros, (rows <= 0).mean(axis=0))
     np.testing.assert_allclose(cut.entropy, whole.entropy, atol=1e-9)
     assert (cut.counts.sum(axis=1) == len(rows)).all()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(seed=SEEDS, largest=st.floats(1.0, 1e6))
+def test_no_row_counts_for_more_than_a_few_of_middling_power(seed: int, largest: float) -> None:
+    random = np.random.default_rng(seed)
+    targets = [correlated(random, 20, 4) for _ in range(3)]
+    targets[1][3] *= largest
+    shares = regression.shares_of(targets)
+    powers = np.concatenate([np.square(each).sum(axis=1) for each in targets])
+    counted = np.concatenate([share.ravel() for share in shares]) * powers
+    assert counted.max() <= regression.OUTLYING * np.median(powers) * 1.001
+    assert all(((share > 0) & (share <= 1)).all() for share in shares)
+    ordinary = powers <= regression.OUTLYING * np.median(powers) * 0.999
+    assert (np.concatenate([share.ravel() for share in shares])[ordinary] == 1).all()
+
+
+def test_rows_that_count_half_are_rows_that_come_half_as_often() -> None:
+    random = np.random.default_rng(0)
+    inputs, targets = correlated(random, 30, 4), correlated(random, 30, 2)
+    weighed, repeated = (Sums.empty(4, 2, constant=True) for _ in range(2))
+    weighed.add(inputs, targets, np.where(np.arange(30)[:, None] < 10, 0.5, 1.0).astype(np.float32))
+    repeated.add(inputs, targets)
+    repeated.add(inputs[10:], targets[10:])
+    start = random.standard_normal((5, 2))
+    assert np.isclose(2 * weighed.error(start), repeated.error(start), rtol=1e-4)
+    np.testing.assert_allclose(weighed.fitted(start, 1e-3), repeated.fitted(start, 1e-3), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(weighed.levelled(start), repeated.levelled(start), rtol=1e-3, atol=1e-4)
+
+
+def test_a_massive_activation_does_not_cost_the_other_rows_their_fit() -> None:
+    """One row in two hundred is three hundred times as large as the others, as a transformer's separator token is."""
+    random = np.random.default_rng(1)
+    inputs = random.standard_normal((200, 6)).astype(np.float32)
+    targets = (inputs @ random.standard_normal((6, 3))).astype(np.float32)
+    inputs[17], targets[17] = inputs[17] * 100, random.standard_normal(3) * 1000
+    others = np.arange(200) != 17
+    errors = []
+    for shares in (None, regression.shares_of([targets])[0]):
+        seen = Sums.empty(6, 3, constant=False)
+        seen.add(inputs, targets, shares)
+        fitted = seen.fitted(np.zeros((6, 3)), 1e-6)
+        errors.append(np.square(inputs[others] @ fitted - targets[others]).mean() / np.square(targets[others]).mean())
+    alike, weighed = errors
+    assert weighed < 0.1 < alike

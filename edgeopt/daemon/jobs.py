@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import math
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from pathlib import Path
 
 from edgeopt.daemon import database
+from edgeopt.daemon.connection import SharedConnection
 from edgeopt.daemon.rows import ACTIVE, CRASH_LIMIT, QUEUED, RUNNING, STATES, Job, ModelRow, Request, State
 from edgeopt.errors import CorruptState
 
@@ -48,19 +47,18 @@ class JobStore:
 
     def __init__(self, path: Path, *, create: bool = True, wall_s: Callable[[], float] = time.time) -> None:
         self._wall_s = wall_s
-        self._lock = threading.RLock()
-        self._database, self.moved_aside = database.open_database(path, create=create)
+        connection, self.moved_aside = database.open_database(path, create=create)
+        self._database = SharedConnection(connection)
 
     def close(self) -> None:
-        with self._lock:
-            self._database.close()
+        self._database.close()
 
     # ------------------------------------------------------------ the life of a job
     def add(self, job: Job) -> None:
         """A new job, in whatever state it starts in."""
         now_s = self._wall_s()
         names = (*_COLUMNS, "rank")
-        with self._transaction() as database_:
+        with self._database.transaction() as database_:
             last = database_.execute("SELECT coalesce(max(seq), 0) FROM jobs").fetchone()[0]
             values = {name: getattr(job, name) for name in _COLUMNS} | {"created_s": now_s, "updated_s": now_s}
             values["rank"] = last + _OVERTAKEN * math.log2(1 + job.bytes / (1 << 20))
@@ -74,7 +72,7 @@ class JobStore:
 
     def requeue(self, job_id: str, *, count: bool) -> None:
         """Back to the queue: a stopped job (``count`` False), a bad attempt (True), or a held one whose wait is over."""
-        with self._transaction():
+        with self._database.transaction():
             attempts = self.get(job_id).attempts + count
             self._move(job_id, "queued", since=ACTIVE, attempts=attempts)
 
@@ -90,7 +88,7 @@ class JobStore:
         Said again of a job that ended so already, it changes nothing: the caller met trouble after the commit.
         """
         code, message, hint, stage = reason
-        with self._transaction() as database_:
+        with self._database.transaction() as database_:
             job = self.get(job_id)
             if job.state == state:
                 return
@@ -101,17 +99,17 @@ class JobStore:
 
     def settle_drop(self, job_id: str) -> None:
         """The drop has left the inbox, or is to stay there."""
-        with self._transaction() as database_:
+        with self._database.transaction() as database_:
             database_.execute("UPDATE jobs SET drop_settled = 1 WHERE job_id = ?", (job_id,))
 
     def note_stage(self, job_id: str, stage: str) -> None:
         """Where a running job is; information for the command line."""
-        with self._transaction() as database_:
+        with self._database.transaction() as database_:
             database_.execute("UPDATE jobs SET stage = ? WHERE job_id = ? AND state = 'running'", (stage, job_id))
 
     def record_crash(self, key: str) -> int:
         """Count a crash of this content; kept across restarts, gone with the next outcome. Returns the count."""
-        with self._transaction() as database_:
+        with self._database.transaction() as database_:
             database_.execute(
                 "INSERT INTO crashes VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET count = count + 1", (key,)
             )
@@ -122,7 +120,7 @@ class JobStore:
 
         Returns how often this content has crashed.
         """
-        with self._transaction():
+        with self._database.transaction():
             crashes = self.record_crash(self.get(job_id).key)
             if crashes < CRASH_LIMIT:
                 self.requeue(job_id, count=True)
@@ -133,7 +131,7 @@ class JobStore:
 
         Returns the jobs whose content has now crashed :data:`CRASH_LIMIT` times; the caller rejects them.
         """
-        with self._transaction() as database_:
+        with self._database.transaction() as database_:
             looping = []
             for job in self.jobs(states=RUNNING):
                 crashes = self.record_crash(job.key)
@@ -174,7 +172,7 @@ class JobStore:
 
     def find_by_key(self, key: str) -> list[tuple[str, int]]:
         """(name, version) of what was published from this content, newest first."""
-        rows = self._fetch("SELECT name, version FROM versions WHERE key = ? ORDER BY version DESC", (key,))
+        rows = self._database.fetch("SELECT name, version FROM versions WHERE key = ? ORDER BY version DESC", (key,))
         return [(row["name"], row["version"]) for row in rows]
 
     def unsettled(self) -> list[Job]:
@@ -184,19 +182,19 @@ class JobStore:
 
     def counts(self) -> dict[State, int]:
         """Rows by state, every state named."""
-        rows = self._fetch("SELECT state, count(*) AS number FROM jobs GROUP BY state", ())
+        rows = self._database.fetch("SELECT state, count(*) AS number FROM jobs GROUP BY state", ())
         found = {row["state"]: row["number"] for row in rows}
         return {state: found.get(state, 0) for state in STATES}
 
     def oldest_queued_s(self) -> float | None:
         """Wall clock time at which the oldest waiting job was enqueued."""
-        row = self._fetch("SELECT min(created_s) AS oldest FROM jobs WHERE state IN ('queued', 'held')", ())[0]
+        row = self._database.fetch("SELECT min(created_s) AS oldest FROM jobs WHERE state IN ('queued', 'held')", ())[0]
         return None if row["oldest"] is None else float(row["oldest"])
 
     # ------------------------------------------------------------ wishes of other processes
     def ask(self, job_id: str, request: Request) -> None:
         """Ask the daemon to cancel or retry a job; KeyError where there is no such job."""
-        with self._transaction() as database_:
+        with self._database.transaction() as database_:
             changed = database_.execute("UPDATE jobs SET request = ? WHERE job_id = ?", (request, job_id)).rowcount
         if not changed:
             raise KeyError(job_id)
@@ -208,12 +206,12 @@ class JobStore:
     # ------------------------------------------------------------ models
     def add_version(self, name: str, version: int, key: str) -> None:
         """A version that exists on disk."""
-        with self._transaction() as database_:
+        with self._database.transaction() as database_:
             self._add_version(database_, name, version, key)
 
     def set_current(self, name: str, version: int, *, pinned: int) -> None:
         """What ``current`` points to; ``highest`` never falls, so that no version number is used twice."""
-        with self._transaction() as database_:
+        with self._database.transaction() as database_:
             database_.execute(
                 "INSERT INTO models VALUES (?1, ?2, ?2, ?3) ON CONFLICT (name) DO UPDATE SET "
                 "version = ?2, pinned = ?3, highest = max(highest, ?2)",
@@ -223,16 +221,16 @@ class JobStore:
     def forget_versions(self, name: str, *, keep: Collection[int]) -> None:
         """Versions that are no longer on disk cannot be named to a duplicate."""
         marks = ", ".join("?" * len(keep))
-        with self._transaction() as database_:
+        with self._database.transaction() as database_:
             database_.execute(f"DELETE FROM versions WHERE name = ? AND version NOT IN ({marks})", (name, *keep))  # noqa: S608 - only marks
 
     def versions(self, name: str) -> set[int]:
         """The versions of a name that the store knows to be on disk."""
-        return {row["version"] for row in self._fetch("SELECT version FROM versions WHERE name = ?", (name,))}
+        return {row["version"] for row in self._database.fetch("SELECT version FROM versions WHERE name = ?", (name,))}
 
     def served_keys(self) -> dict[tuple[str, int], str]:
         """(name, version) to the content key of what every ``current`` points to, and of what is newer."""
-        rows = self._fetch(
+        rows = self._database.fetch(
             "SELECT name, versions.version, key FROM versions JOIN models USING (name) "
             "WHERE models.version > 0 AND versions.version >= models.version AND key != ''",
             (),
@@ -241,23 +239,23 @@ class JobStore:
 
     def forget_model(self, name: str) -> None:
         """Nothing of this name is published any more; only its highest version number stays known."""
-        with self._transaction() as database_:
+        with self._database.transaction() as database_:
             database_.execute("DELETE FROM versions WHERE name = ?", (name,))
             database_.execute("UPDATE models SET version = 0, pinned = 0 WHERE name = ?", (name,))
 
     def models(self) -> list[ModelRow]:
         """The names with a current version."""
-        rows = self._fetch("SELECT * FROM models WHERE version > 0 ORDER BY name", ())
+        rows = self._database.fetch("SELECT * FROM models WHERE version > 0 ORDER BY name", ())
         return [ModelRow(**dict(row)) for row in rows]
 
     def highest_version(self, name: str) -> int:
         """The highest version number this name ever had; 0 for a new name."""
-        rows = self._fetch("SELECT highest FROM models WHERE name = ?", (name,))
+        rows = self._database.fetch("SELECT highest FROM models WHERE name = ?", (name,))
         return int(rows[0]["highest"]) if rows else 0
 
     def prune(self, *, keep: int = KEPT_ROWS) -> None:
         """Drop the oldest finished rows beyond ``keep``, so that a question costs the same after years."""
-        with self._transaction() as database_:
+        with self._database.transaction() as database_:
             database_.execute(
                 "DELETE FROM jobs WHERE drop_settled = 1 AND state NOT IN ('queued', 'running', 'held') "
                 "AND seq <= (SELECT seq FROM jobs ORDER BY seq DESC LIMIT 1 OFFSET ?)",
@@ -270,7 +268,7 @@ class JobStore:
         if state not in ACTIVE:
             values["request"] = ""  # there is nothing left to wish for
         assignments = ", ".join(f"{name} = ?" for name in values)
-        with self._transaction() as database_:
+        with self._database.transaction() as database_:
             job = self.get(job_id)
             if job.state not in since:
                 raise CorruptState(f"job {job_id} is {job.state} and cannot become {state}", hint="Restart the daemon.")
@@ -284,35 +282,8 @@ class JobStore:
             (name, version),
         )
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """One commit; inside another transaction of this thread it joins that one."""
-        with self._lock, database.sqlite_errors():
-            if self._database.in_transaction:
-                yield self._database
-                return
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._database
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-            self._commit()
-
-    def _commit(self) -> None:
-        try:
-            self._database.execute("COMMIT")
-        except sqlite3.Error:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
-            raise
-
-    def _fetch(self, query: str, values: tuple[object, ...]) -> list[sqlite3.Row]:
-        with self._lock, database.sqlite_errors():
-            return self._database.execute(query, values).fetchall()
-
     def _rows(self, query: str, values: tuple[object, ...]) -> list[Job]:
-        return [_job(row) for row in self._fetch(query, values)]
+        return [_job(row) for row in self._database.fetch(query, values)]
 
 
 def _job(row: sqlite3.Row) -> Job:

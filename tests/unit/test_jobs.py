@@ -214,7 +214,7 @@ def test_database_of_a_newer_edgeopt_is_refused_and_kept(tmp_path: Path) -> None
 
 
 def test_locked_database_is_the_devices_trouble(tmp_path: Path, store: JobStore) -> None:
-    store._database.execute("PRAGMA busy_timeout=10")
+    store._database.connection.execute("PRAGMA busy_timeout=10")
     other = sqlite3.connect(tmp_path / "jobs.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StorageFault):
@@ -225,13 +225,13 @@ def test_locked_database_is_the_devices_trouble(tmp_path: Path, store: JobStore)
 
 
 def test_what_the_loop_asks_at_every_turn_never_reads_the_whole_table(store: JobStore) -> None:
-    with store._transaction():
+    with store._database.transaction():
         for number in range(2000):
             store.add(
                 Job(job_id=f"j{number}", name=f"j{number}", key=f"k{number}", state="published", drop_settled=True)
             )
     asked: list[str] = []
-    store._database.set_trace_callback(asked.append)
+    store._database.connection.set_trace_callback(asked.append)
     store.find_active("k5")
     store.find_by_key("k5")
     store.requests()
@@ -239,8 +239,10 @@ def test_what_the_loop_asks_at_every_turn_never_reads_the_whole_table(store: Job
     store.next_queued(but={"j1"})
     store.jobs(states=("running",))
     store.highest_version("j5")
-    store._database.set_trace_callback(None)
+    store._database.connection.set_trace_callback(None)
     assert len(asked) == 7
     for question in asked:
-        plan = [row["detail"] for row in store._database.execute(f"EXPLAIN QUERY PLAN {question}").fetchall()]
+        plan = [
+            row["detail"] for row in store._database.connection.execute(f"EXPLAIN QUERY PLAN {question}").fetchall()
+        ]
         assert not any(detail.startswith("SCAN") for detail in plan), (question, plan)

@@ -1,6 +1,6 @@
 """What ``edgeopt doctor`` looks at: one function a topic, each a list of findings with what they mean and what to do.
 
-Facts only, from /proc, /sys, the configuration and the metadata of installed packages: nothing heavy is imported, so
+The targets and the GPU are in ``checkup_targets``. Facts only, from /proc, /sys, the configuration and the metadata of installed packages: nothing heavy is imported, so
 the check-up also works where an installation is broken, which is when it is needed.
 """
 
@@ -19,9 +19,6 @@ from edgeopt import device
 from edgeopt.config import sections, units
 from edgeopt.config.schema import Config
 from edgeopt.device import Host
-from edgeopt.policy import TargetRequest
-from edgeopt.runtimes.trt import flavours
-from edgeopt.runtimes.trt.flavours import Flavour
 
 State: TypeAlias = Literal["ok", "note", "broken"]
 
@@ -33,7 +30,6 @@ _INSTALLABLE = (
     ("onnxscript", True, "cleans models up", "pip install onnxscript"),
     ("torch", False, "optional: distillation and .pt2 files, in later versions", "pip install 'edgeopt[train]'"),
 )
-_NO_GPU = "there is no NVIDIA GPU here, or its driver is not loaded"
 _FEW_WATCHES, _FEW_INSTANCES = 8192, 128
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs"})
 
@@ -110,81 +106,6 @@ def check_runtimes(version_of: Callable[[str], str | None] = installed) -> list[
             )
         )
     return findings
-
-
-def check_targets(
-    host: Host,
-    *,
-    installed_flavour: Callable[[Flavour], str | None] = flavours.installed_version,
-    version_of: Callable[[str], str | None] = installed,
-) -> list[Finding]:
-    """For each target: whether artifacts for it can be made here and run here, why not, and how to get there."""
-    here = device.detect(TargetRequest(), host=host).name
-    gpu, bindings = device.gpu_present(host=host), version_of("cuda-bindings")
-    engines = flavours.FLAVOURS.values()
-    return [
-        *(_onnx_target(name, here, version_of) for name in ("cpu", "arm")),
-        *(_engine_target(each, installed_flavour(each), gpu=gpu, bindings=bindings) for each in engines),
-    ]
-
-
-def _onnx_target(name: str, here: str, version_of: Callable[[str], str | None]) -> Finding:
-    if not (version_of("onnxruntime") or version_of("onnxruntime-gpu")):
-        return _target(name, meaning="onnxruntime is not installed", fix="pip install onnxruntime")
-    if name == here:
-        return _target(name, builds=True, runs=True)
-    if name == "arm":
-        meaning = "made ahead of time for target.features and published as unverified; an ARM device accepts it"
-        return _target(name, builds=True, meaning=meaning, fix="edgeopt accept, on the ARM device")
-    meaning = f"this device is {here}: what is made for {name} is not what its own kernels were measured with"
-    return _target(name, meaning=meaning, fix="run edgeopt on such a device")
-
-
-def _engine_target(flavour: Flavour, version: str | None, *, gpu: bool, bindings: str | None) -> Finding:
-    elsewhere = f"edgeopt optimize --target {flavour.name} --prepare here, edgeopt accept on that device"
-    if version is None:
-        if gpu or not flavour.needs_gpu:
-            return _target(flavour.name, meaning="not installed", fix=flavour.install)
-        return _target(flavour.name, meaning=f"not installed, and {_NO_GPU}", fix=f"{flavour.install}; or {elsewhere}")
-    if gpu and bindings:
-        meaning = "engines are built, judged and timed on the GPU; the authors of this version had none to try that on"
-        return _target(flavour.name, builds=True, runs=True, version=version, meaning=meaning)
-    if gpu:
-        meaning = "cuda-bindings is not installed, and nothing else starts an engine"
-        return _target(flavour.name, builds=True, version=version, meaning=meaning, fix="pip install 'edgeopt[gpu]'")
-    if flavour.needs_gpu:
-        meaning = f"it builds on the GPU that will run the engine, and {_NO_GPU}"
-        return _target(flavour.name, version=version, meaning=meaning, fix=elsewhere)
-    meaning = f"built ahead of time for target.compute_capability, published as unverified; {_NO_GPU}"
-    fix = "edgeopt.load, or edgeopt accept, on a device with such a GPU"
-    return _target(flavour.name, builds=True, version=version, meaning=meaning, fix=fix)
-
-
-def _target(name: str, *, builds: bool = False, runs: bool = False, version: str = "", **more: str) -> Finding:
-    """What a target is good for here; an installed library that can do nothing is worth a look."""
-    if builds:
-        can = "builds and runs here" if runs else "builds but does not run here"
-    else:
-        can = "neither builds nor runs here"
-    value = f"{version}, {can}" if version else can
-    return Finding(
-        topic="targets",
-        name=name,
-        value=value,
-        state="note" if version and not builds else "ok",
-        **more,
-    )
-
-
-def check_gpu(host: Host) -> list[Finding]:
-    """The NVIDIA GPUs whose driver is loaded, and the driver's version where it tells."""
-    if not device.gpu_present(host=host):
-        return [Finding(topic="gpu", name="nvidia", value="none, or its driver is not loaded")]
-    driver = device.gpu_driver(host=host)
-    meaning = "engines are built, judged and timed on it for the targets tensorrt and tensorrt-rtx"
-    names = ", ".join(device.gpu_names(host=host)) or "present"
-    value = f"{names}, driver {driver}" if driver else names
-    return [Finding(topic="gpu", name="nvidia", value=value, meaning=meaning)]
 
 
 def check_inotify(host: Host) -> list[Finding]:

@@ -1,7 +1,7 @@
 """``edgeopt doctor``: what this device can do, and what is missing and how to get it.
 
-Collects the findings of ``checkup`` and prints them by topic, or as one JSON document. Ends with 1 where something is
-broken that edgeopt cannot work without, with 0 otherwise.
+Collects the findings of ``checkup`` and ``checkup_targets`` and prints them by topic, or as one JSON document. Ends
+with 1 where something is broken that edgeopt cannot work without, with 0 otherwise.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _findings(config_file: Path | None) -> list[Finding]:
-    from edgeopt.cli import checkup
+    from edgeopt.cli import checkup, checkup_targets
     from edgeopt.config import reader
     from edgeopt.device import THIS_HOST
     from edgeopt.worker import landlock
@@ -71,8 +71,8 @@ def _findings(config_file: Path | None) -> list[Finding]:
         *checkup.check_device(THIS_HOST),
         *checkup.check_instructions(THIS_HOST),
         *checkup.check_runtimes(),
-        *checkup.check_gpu(THIS_HOST),
-        *checkup.check_targets(THIS_HOST),
+        *checkup_targets.check_gpu(THIS_HOST),
+        *checkup_targets.check_targets(THIS_HOST),
         *checkup.check_inotify(THIS_HOST),
         *about_config,
         *checkup.check_folders(config, THIS_HOST, configured=chosen is not None),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.cli import checkup
+from edgeopt.cli import checkup, checkup_targets
 from edgeopt.cli.checkup import Finding
 from edgeopt.cli.main import main
 from edgeopt.config.schema import Config, Limits
@@ -43,7 +43,7 @@ def test_int8_verdict_follows_the_dot_products(tmp_path: Path, flags: str, state
 
 def test_arm_is_made_ahead_of_time_elsewhere(tmp_path: Path) -> None:
     there = host(tmp_path, {"proc/cpuinfo": "processor: 0\nflags: avx2\n"})
-    found = only(checkup.check_targets(there, installed_flavour=lambda _flavour: None), "arm")
+    found = only(checkup_targets.check_targets(there, installed_flavour=lambda _flavour: None), "arm")
     assert (found.value, found.state) == ("builds but does not run here", "ok")
     assert "unverified" in found.meaning
 
@@ -202,7 +202,7 @@ def test_target_says_whether_it_builds_and_runs_and_what_to_do(
     tmp_path: Path, *, name: str, has: tuple[str, ...], gpu: bool, value: str, said: str, fix: str
 ) -> None:
     there = host(tmp_path, {"proc/cpuinfo": "processor: 0\nflags: avx2\n"} | (GPU if gpu else {}))
-    findings = checkup.check_targets(
+    findings = checkup_targets.check_targets(
         there,
         installed_flavour=lambda flavour: "11.4" if flavour.name in has else None,
         version_of=lambda library: "1.0" if library in has else None,
@@ -215,6 +215,6 @@ def test_target_says_whether_it_builds_and_runs_and_what_to_do(
 
 
 def test_gpu_is_named_with_its_driver(tmp_path: Path) -> None:
-    assert only(checkup.check_gpu(host(tmp_path, {})), "nvidia").value == "none, or its driver is not loaded"
+    assert only(checkup_targets.check_gpu(host(tmp_path, {})), "nvidia").value == "none, or its driver is not loaded"
     there = host(tmp_path, GPU | DRIVER)
-    assert only(checkup.check_gpu(there), "nvidia").value == "NVIDIA GeForce RTX 4090, driver 550.54.15"
+    assert only(checkup_targets.check_gpu(there), "nvidia").value == "NVIDIA GeForce RTX 4090, driver 550.54.15"

@@ -24,8 +24,9 @@ from edgeopt.graph.limits import GraphLimits
 from edgeopt.graph.load import load_checked
 from edgeopt.integrity import model_files
 from edgeopt.layout import SAMPLES_FOLDER, JobFolder
+from edgeopt.orders import Event, JobOrder, StagedFiles
 from edgeopt.protocols import Runtime
-from edgeopt.records import Artifact, Event, JobOrder, Recipe, StagedFiles, Target, Trial, Verdict
+from edgeopt.records import Artifact, Recipe, Target, Trial, Verdict
 from edgeopt.stages import attempt, baseline, bundle, ingest, reference, report, select, teachers
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.bundle import Bundle, Candidate

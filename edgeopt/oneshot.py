@@ -27,8 +27,9 @@ from edgeopt.errors import (
 )
 from edgeopt.integrity import sha256_of
 from edgeopt.layout import BUNDLE_FILE, BUNDLE_SUFFIX, MANIFEST_FILE, JobFolder, cache_folder
+from edgeopt.orders import Event, JobOrder
 from edgeopt.policy import Goal, Policy, Search, TargetRequest, WorkerLimits
-from edgeopt.records import Event, JobOrder, Recipe
+from edgeopt.records import Recipe
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -19,8 +19,9 @@ from edgeopt.calibrate.collect import fingerprint
 from edgeopt.errors import UnsupportedTarget
 from edgeopt.graph import endings
 from edgeopt.layout import JobFolder
+from edgeopt.orders import Event, JobOrder
 from edgeopt.protocols import EngineBuilder, Pass, Runtime, Samples
-from edgeopt.records import Artifact, Event, JobOrder, Recipe, Step, Target, Trial, Verdict
+from edgeopt.records import Artifact, Recipe, Step, Target, Trial, Verdict
 from edgeopt.stages import (
     aboard,
     ahead,

@@ -1,6 +1,6 @@
 """The frozen dataclasses that flow through edgeopt, from a drop to a manifest.
 
-``JobOrder > Signature > Recipes > (Artifact, Measurement)* = Trials > Verdict > manifest``
+``JobOrder (orders) > Signature > Recipes > (Artifact, Measurement)* = Trials > Verdict > manifest``
 
 Standard library only: the daemon, the worker and the command line share these. Units end the name
 (``_ms _s _bytes _ratio``). "Nothing beat the original" is a :class:`Verdict`, not a failure.
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
-from edgeopt.policy import Dim, Policy, WorkerLimits
+from edgeopt.policy import Dim
 
 Scalar: TypeAlias = str | int | float | bool
 
@@ -76,76 +76,6 @@ class Target:
     batch: int = 1
     compute_capability: tuple[float, ...] = ()
     """Of the GPUs that engines are built for ahead of time, such as 8.6; empty: the GPU that is there."""
-
-
-# ---------------------------------------------------------------- what the daemon hands to the worker
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """The model file as it was dropped."""
-
-    file: str
-    format: str
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StagedFiles:
-    """Server-made names inside the job's ``input/`` folder; the names of the drop never reach a path.
-
-    External-data files keep their (checked, plain) names beside the model, since the model refers to them.
-    """
-
-    model: str
-    job_file: str | None = None
-    calibration: str | None = None
-    eval: str | None = None
-    teacher: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Healing:
-    """The published version that a job makes anew, and why it no longer holds (``fingerprint.REASONS``, ``damaged``)."""
-
-    version: int
-    reasons: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobOrder:
-    """Everything the worker needs to know; written as ``order.json`` into the staging folder."""
-
-    job_id: str
-    name: str
-    source: Source
-    files: StagedFiles
-    policy: Policy
-    limits: WorkerLimits
-    only_recipe: Recipe | None = None
-    """Replay this one recipe (``optimize --recipe``) instead of planning."""
-    heals: Healing | None = None
-    """None for a drop."""
-    prepare: bool = False
-    """Write a bundle of candidates (``optimize --prepare``) for another device to choose from, instead of choosing here."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """One line from the worker to its supervisor.
-
-    kind and fields:
-      ``stage``      stage
-      ``stage_done`` stage, seconds
-      ``progress``   ratio (0..1), trial, trials, text
-      ``candidate``  trial (a Trial as JSON), outcome (``measured`` | ``refused`` | ``failed``)
-      ``cache``      result (``hit`` | ``miss``)
-      ``note``       text: one sentence for the operator
-      ``failed``     code, message, hint, stage, disposition
-      ``finished``   reason: one sentence; the artifact lies in ``out/``
-    """
-
-    kind: str
-    fields: dict[str, Any] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- what is tried, and what came of it

@@ -1,7 +1,8 @@
 """What ``edgeopt doctor`` looks at: one function a topic, each a list of findings with what they mean and what to do.
 
-The targets and the GPU are in ``checkup_targets``. Facts only, from /proc, /sys, the configuration and the metadata of installed packages: nothing heavy is imported, so
-the check-up also works where an installation is broken, which is when it is needed.
+Facts only, from /proc, /sys, the configuration and the metadata of installed packages: nothing heavy is imported, so
+the check-up also works where an installation is broken, which is when it is needed. Targets and GPUs are in
+``checkup_targets``.
 """
 
 from __future__ import annotations

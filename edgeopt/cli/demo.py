@@ -28,7 +28,7 @@ from edgeopt.cli import progress
 from edgeopt.cli.optimize import print_result, terminated_as_interrupted
 from edgeopt.errors import DaemonError, InputError, JobTimeout
 from edgeopt.layout import CURRENT_LINK, MANIFEST_FILE
-from edgeopt.records import Event
+from edgeopt.orders import Event
 
 if TYPE_CHECKING:
     from edgeopt.cli.main import Subparsers

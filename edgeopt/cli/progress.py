@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from edgeopt.daemon.printable import printable
-from edgeopt.records import Event
+from edgeopt.orders import Event
 
 Clock = Callable[[], float]
 Observe = Callable[[Event], None]

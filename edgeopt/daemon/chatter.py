@@ -1,6 +1,6 @@
 """What a worker says: its events, read within bounds, and its output, kept within bounds.
 
-The pipe of events is read without blocking and by whole lines; a line that is no :class:`~edgeopt.records.Event`, or
+The pipe of events is read without blocking and by whole lines; a line that is no :class:`~edgeopt.orders.Event`, or
 has no end within 256 KiB, is :class:`Garbage` and ends the worker. Output goes to a log file until that is full, and
 its last bytes stay in memory for the reason of a crash.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from edgeopt import wire
 from edgeopt.daemon.printable import printable
 from edgeopt.errors import Disposition
-from edgeopt.records import Event
+from edgeopt.orders import Event
 
 LINE_BYTES = 256 << 10
 LOG_BYTES = 1 << 20

@@ -25,7 +25,7 @@ from edgeopt.daemon.smoke import Prober
 from edgeopt.daemon.supervise import Outcome, Wish
 from edgeopt.errors import CorruptState, EnvironmentFault, JobCancelled
 from edgeopt.layout import JobFolder, cache_folder
-from edgeopt.records import Event, JobOrder
+from edgeopt.orders import Event, JobOrder
 
 _NOTE_EVERY_S = 2.0
 

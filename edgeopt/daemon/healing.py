@@ -28,8 +28,8 @@ from edgeopt.daemon.smoke import Prober
 from edgeopt.daemon.sources import Remake
 from edgeopt.errors import CorruptState, EdgeoptError, EnvironmentFault
 from edgeopt.layout import JobFolder
-from edgeopt.records import Healing as Heals
-from edgeopt.records import JobOrder
+from edgeopt.orders import Healing as Heals
+from edgeopt.orders import JobOrder
 
 DAY_S = 86400.0
 """Between two comparisons, and between the starts of two rounds of reading."""

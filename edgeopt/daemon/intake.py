@@ -29,8 +29,8 @@ from edgeopt.daemon.take import NotReady, Patience
 from edgeopt.daemon.taking import MODEL, OWN_NAMES, Taking
 from edgeopt.errors import TooLarge, UnsafeFile, UnsupportedModel
 from edgeopt.layout import BUNDLE_FILE, BUNDLE_FORMAT, JobFolder
+from edgeopt.orders import JobOrder, Source
 from edgeopt.policy import Policy, WorkerLimits
-from edgeopt.records import JobOrder, Source
 
 __all__ = [
     "NotReady",

@@ -28,7 +28,7 @@ from edgeopt.daemon import storage
 from edgeopt.daemon.shelf import Shelf, pin, recover, rollback, unpin
 from edgeopt.errors import BadOutput
 from edgeopt.layout import CHECKSUMS_FILE, MANIFEST_FILE
-from edgeopt.records import Healing
+from edgeopt.orders import Healing
 
 __all__ = ["Origin", "Published", "lead", "pin", "publish", "recover", "rollback", "unpin"]
 

@@ -24,7 +24,7 @@ from edgeopt.daemon.printable import printable
 from edgeopt.daemon.processes import Tree
 from edgeopt.errors import BadOutput, JobCancelled
 from edgeopt.layout import BUNDLE_FORMAT, JobFolder
-from edgeopt.records import JobOrder
+from edgeopt.orders import JobOrder
 
 LIMIT_S = 300.0
 _TICK_S = 0.1

@@ -24,8 +24,8 @@ from edgeopt.daemon import intake, storage
 from edgeopt.daemon.taking import RESERVE_BYTES, RESERVE_TIMES
 from edgeopt.errors import CorruptState, DiskFull
 from edgeopt.layout import BUNDLE_FORMAT, JobFolder
+from edgeopt.orders import Healing, JobOrder
 from edgeopt.policy import WorkerLimits
-from edgeopt.records import Healing, JobOrder
 
 MOST_SHARE = 0.1
 """Of the file system that holds ``state/``."""

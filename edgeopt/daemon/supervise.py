@@ -25,8 +25,8 @@ from edgeopt.daemon.chatter import EventReader, Garbage, LogKeeper, Said
 from edgeopt.daemon.processes import Tree
 from edgeopt.daemon.storage import replace_file, storage_errors
 from edgeopt.layout import JobFolder
+from edgeopt.orders import Event
 from edgeopt.policy import WorkerLimits
-from edgeopt.records import Event
 
 Kind: TypeAlias = Literal["finished", "failed", "crashed", "timeout", "out-of-memory", "cancelled", "stopped"]
 Wish: TypeAlias = Literal["stop", "cancel"]

@@ -33,8 +33,8 @@ from edgeopt.errors import (
     UnsafeReference,
 )
 from edgeopt.layout import JobFolder
+from edgeopt.orders import StagedFiles
 from edgeopt.policy import Policy, WorkerLimits
-from edgeopt.records import StagedFiles
 
 MODEL, JOB_FILE, CALIBRATION, EVAL, TEACHER = "model.onnx", "job.yaml", "calibration", "eval", "teacher.onnx"
 OWN_NAMES = frozenset({MODEL, JOB_FILE, CALIBRATION, EVAL, TEACHER, f"{CALIBRATION}.npz", f"{EVAL}.npz"})

@@ -15,8 +15,9 @@ from pathlib import Path
 from edgeopt.errors import CompileFailed, UnsupportedModel
 from edgeopt.graph import save
 from edgeopt.layout import ARTIFACT_FILE
+from edgeopt.orders import Event
 from edgeopt.protocols import EngineBuilder, Runtime, Samples
-from edgeopt.records import Artifact, Event, Interval, Latency, Measurement, Quality, Recipe, Trial
+from edgeopt.records import Artifact, Interval, Latency, Measurement, Quality, Recipe, Trial
 from edgeopt.stages import quality
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.events import staged

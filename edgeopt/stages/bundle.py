@@ -14,8 +14,9 @@ from typing import NoReturn
 from edgeopt import __version__, wire
 from edgeopt.errors import BadBundle
 from edgeopt.layout import ARTIFACT_FILE, CANDIDATES_FOLDER
+from edgeopt.orders import Source
 from edgeopt.policy import Policy
-from edgeopt.records import DataOrigin, Quality, Recipe, Source, Target
+from edgeopt.records import DataOrigin, Quality, Recipe, Target
 
 _MOST_SPEEDUP = 1000.0
 _SEEDS = 1 << 63

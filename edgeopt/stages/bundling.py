@@ -36,8 +36,9 @@ from edgeopt.layout import (
     CHECKSUMS_FILE,
     SAMPLES_FOLDER,
 )
+from edgeopt.orders import JobOrder
 from edgeopt.policy import Goal
-from edgeopt.records import Artifact, DataOrigin, JobOrder, Measurement, Quality, Target, Trial
+from edgeopt.records import Artifact, DataOrigin, Measurement, Quality, Target, Trial
 from edgeopt.stages import reference, report
 from edgeopt.stages.bundle import Bundle, Candidate
 from edgeopt.stages.reference import Reference

@@ -1,4 +1,4 @@
-"""How stages tell the supervisor where they are: one :class:`~edgeopt.records.Event` at a time."""
+"""How stages tell the supervisor where they are: one :class:`~edgeopt.orders.Event` at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from edgeopt.records import Event
+from edgeopt.orders import Event
 
 Emit = Callable[[Event], None]
 

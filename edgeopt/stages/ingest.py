@@ -21,8 +21,9 @@ from edgeopt.graph import edit, infer
 from edgeopt.graph.limits import GraphLimits
 from edgeopt.graph.load import load_checked
 from edgeopt.layout import JobFolder
+from edgeopt.orders import JobOrder
 from edgeopt.policy import Policy
-from edgeopt.records import JobOrder, Signature
+from edgeopt.records import Signature
 from edgeopt.stages.signature import dimensions, signature_of
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from edgeopt.errors import CandidateError
+from edgeopt.orders import Event
 from edgeopt.policy import Goal
 from edgeopt.protocols import Quantizer
-from edgeopt.records import Event, Measurement, Recipe, Step, Trial
+from edgeopt.records import Measurement, Recipe, Step, Trial
 from edgeopt.stages import attempt, ladder, select, sensitivity
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.events import staged

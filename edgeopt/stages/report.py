@@ -18,7 +18,8 @@ from typing import Any
 from edgeopt import __version__, fingerprint, wire
 from edgeopt.integrity import model_files, sha256_of
 from edgeopt.layout import ARTIFACT_FILE, ENGINE_FILE, MANIFEST_FILE, REPORT_FILE
-from edgeopt.records import Artifact, JobOrder, Latency, Measurement, Quality, Recipe, Target, Trial, Verdict
+from edgeopt.orders import JobOrder
+from edgeopt.records import Artifact, Latency, Measurement, Quality, Recipe, Target, Trial, Verdict
 from edgeopt.stages import report_page
 from edgeopt.stages.data import Data
 

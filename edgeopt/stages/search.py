@@ -12,7 +12,8 @@ from functools import partial
 
 from edgeopt import policy, wire
 from edgeopt.errors import CandidateError, CompileFailed, MeasureFailed, PassFailed
-from edgeopt.records import Event, Recipe, Step, Trial
+from edgeopt.orders import Event
+from edgeopt.records import Recipe, Step, Trial
 from edgeopt.stages import attempt, bits, contest, mixed, planner, pruning, recovery
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.cache import CandidateCache

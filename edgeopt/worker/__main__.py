@@ -16,7 +16,7 @@ from pathlib import Path
 from edgeopt import device, wire
 from edgeopt.errors import EdgeoptError, OutOfMemory, StorageFault, WorkerCrashed
 from edgeopt.layout import BUNDLE_FORMAT, JobFolder
-from edgeopt.records import Event, JobOrder
+from edgeopt.orders import Event, JobOrder
 from edgeopt.worker import sandbox
 
 

@@ -22,6 +22,7 @@ LIGHT_MODULES = (
     "layout",
     "wire",
     "protocols",
+    "orders",
     "records",
     "policy",
     "errors",

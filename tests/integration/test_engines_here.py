@@ -16,20 +16,9 @@ from edgeopt import catalogue, device, pipeline
 from edgeopt.errors import CompileFailed, UnsupportedModel
 from edgeopt.integrity import sha256_of
 from edgeopt.layout import ENGINE_FILE, JobFolder
+from edgeopt.orders import Event, JobOrder, Source, StagedFiles
 from edgeopt.policy import Policy, Search, TargetRequest, WorkerLimits
-from edgeopt.records import (
-    Artifact,
-    EngineFacts,
-    Event,
-    JobOrder,
-    Recipe,
-    Signature,
-    Source,
-    StagedFiles,
-    Step,
-    Target,
-    TensorSpec,
-)
+from edgeopt.records import Artifact, EngineFacts, Recipe, Signature, Step, Target, TensorSpec
 from edgeopt.runtimes.ort import OnnxRuntime
 
 SHIPPED = Path(edgeopt.__file__).parent / "demo"

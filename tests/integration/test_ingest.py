@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.errors import BadData, BadJobFile, UnsupportedModel
 from edgeopt.layout import JobFolder
+from edgeopt.orders import JobOrder, Source, StagedFiles
 from edgeopt.policy import Policy, WorkerLimits
-from edgeopt.records import JobOrder, Source, StagedFiles
 from edgeopt.stages import ingest
 
 MODELS = (

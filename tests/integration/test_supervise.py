@@ -15,8 +15,8 @@ from edgeopt.daemon import processes
 from edgeopt.daemon.chatter import LOG_BYTES
 from edgeopt.daemon.supervise import Outcome, Wish, end_leftover, run_worker
 from edgeopt.layout import JobFolder
+from edgeopt.orders import Event
 from edgeopt.policy import WorkerLimits
-from edgeopt.records import Event
 
 COMMAND = [sys.executable, str(Path(__file__).parent / "fake_worker.py")]
 

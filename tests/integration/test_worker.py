@@ -15,8 +15,8 @@ import pytest
 from edgeopt import wire
 from edgeopt.integrity import sha256_of
 from edgeopt.layout import JobFolder
+from edgeopt.orders import Event, JobOrder, Source, StagedFiles
 from edgeopt.policy import Goal, Policy, Search, WorkerLimits
-from edgeopt.records import Event, JobOrder, Source, StagedFiles
 
 DEMO = Path(__file__).parents[2] / "edgeopt" / "demo"
 

@@ -5,21 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt import wire
+from edgeopt.orders import Event, JobOrder, Source, StagedFiles
 from edgeopt.policy import Goal, InputHint, Policy, WorkerLimits
-from edgeopt.records import (
-    Artifact,
-    Event,
-    Interval,
-    JobOrder,
-    Latency,
-    Measurement,
-    Quality,
-    Recipe,
-    Source,
-    StagedFiles,
-    Step,
-    Trial,
-)
+from edgeopt.records import Artifact, Interval, Latency, Measurement, Quality, Recipe, Step, Trial
 
 SCALARS = st.text() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.booleans()
 STEPS = st.builds(Step.of, st.text(min_size=1))

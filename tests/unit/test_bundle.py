@@ -14,20 +14,18 @@ from edgeopt.calibrate.samples import open_samples
 from edgeopt.cli import main, tables
 from edgeopt.errors import BadBundle, UnsupportedTarget
 from edgeopt.layout import BUNDLE_FILE, CHECKSUMS_FILE
+from edgeopt.orders import JobOrder, Source, StagedFiles
 from edgeopt.policy import Goal, Policy, Search, TargetRequest, WorkerLimits
 from edgeopt.records import (
     Artifact,
     DataOrigin,
     EngineFacts,
     Interval,
-    JobOrder,
     Latency,
     Measurement,
     Quality,
     Recipe,
     Signature,
-    Source,
-    StagedFiles,
     StatePair,
     Step,
     Target,

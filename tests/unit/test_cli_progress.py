@@ -7,7 +7,8 @@ import pytest
 from edgeopt import wire
 from edgeopt.cli import progress
 from edgeopt.cli.progress import Tracker
-from edgeopt.records import Event, Interval, Latency, Measurement, Quality, Recipe, Step, Trial
+from edgeopt.orders import Event
+from edgeopt.records import Interval, Latency, Measurement, Quality, Recipe, Step, Trial
 
 
 def measured(technique: str, speedup: float) -> Event:

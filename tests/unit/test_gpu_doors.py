@@ -9,8 +9,9 @@ import pytest
 
 from edgeopt import device
 from edgeopt.layout import BUNDLE_FORMAT
+from edgeopt.orders import JobOrder, Source, StagedFiles
 from edgeopt.policy import Policy, TargetRequest, WorkerLimits
-from edgeopt.records import Artifact, JobOrder, Source, StagedFiles
+from edgeopt.records import Artifact
 from edgeopt.worker import __main__ as worker
 from edgeopt.worker import probe
 

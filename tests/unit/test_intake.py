@@ -33,8 +33,8 @@ from edgeopt.errors import (
     UnsafeReference,
     UnsupportedModel,
 )
+from edgeopt.orders import JobOrder
 from edgeopt.policy import Goal, Policy, WorkerLimits
-from edgeopt.records import JobOrder
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from edgeopt.daemon.shelf import Shelf
 from edgeopt.daemon.sources import Remake
 from edgeopt.errors import CorruptState, UsageError
 from edgeopt.layout import JobFolder
+from edgeopt.orders import Healing, JobOrder
 from edgeopt.policy import Goal, Policy, WorkerLimits
-from edgeopt.records import Healing, JobOrder
 from tests.inbox import external_model, names_in, npz_bytes, take
 from tests.published import out_folder
 

@@ -15,8 +15,8 @@ from edgeopt.daemon import smoke
 from edgeopt.daemon.smoke import Prober
 from edgeopt.errors import JobCancelled
 from edgeopt.layout import JobFolder
+from edgeopt.orders import JobOrder, Source, StagedFiles
 from edgeopt.policy import Policy, WorkerLimits
-from edgeopt.records import JobOrder, Source, StagedFiles
 
 PROBE = """
 import json, os, signal, sys, time

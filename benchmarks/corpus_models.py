@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,21 @@ class CorpusModel:
             folder=folder,
             seed=0,
         )
+
+    def eval_feeds(self, most: int) -> list[dict[str, np.ndarray]]:
+        """At most so many of the samples that judge, evenly from all of them."""
+        chosen = np.linspace(0, len(self.evaluation) - 1, min(most, len(self.evaluation))).astype(int)
+        return [self.evaluation.feeds(int(index)) for index in chosen]
+
+
+def corpus_parser(purpose: str, models: tuple[str, ...], *, samples: int, evaluation: int) -> argparse.ArgumentParser:
+    """The arguments of every benchmark that makes candidates of the corpus' models; ``purpose`` is its docstring."""
+    parser = argparse.ArgumentParser(description=purpose.splitlines()[0])
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("models", nargs="*", default=models)
+    parser.add_argument("--samples", type=int, default=samples)
+    parser.add_argument("--eval", type=int, default=evaluation)
+    return parser
 
 
 def open_model(corpus: Path, name: str, folder: Path, *, threads: int = 1) -> CorpusModel:

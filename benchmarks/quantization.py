@@ -8,7 +8,6 @@ original's. Latency is interleaved with the float model's in blocks; it is a fir
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -20,7 +19,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from corpus_models import CorpusModel, open_model, signal_to_noise_db
+from corpus_models import CorpusModel, corpus_parser, open_model, signal_to_noise_db
 
 from edgeopt.passes import QuantizeDynamic, QuantizeStatic
 
@@ -104,6 +103,17 @@ def ratio(ours: ort.InferenceSession, theirs: ort.InferenceSession, feeds: Any) 
     return statistics.median(block(ours) / block(theirs) for _ in range(_BLOCKS))
 
 
+def likeness(pairs: list[tuple[Any, Any]]) -> tuple[float, float, float]:
+    """Signal-to-noise in dB of the worst output; cosine and top-1 agreement of the last one. Pairs are (right, got)."""
+    floats = [index for index, array in enumerate(pairs[0][0]) if array.dtype.kind == "f"]
+    worst = min(signal_to_noise_db([r[i] for r, _ in pairs], [g[i] for _, g in pairs]) for i in floats)
+    last = floats[-1]
+    rows = [(right[last].ravel(), got[last].ravel()) for right, got in pairs]
+    cosine = statistics.fmean(float(r @ g / (np.linalg.norm(r) * np.linalg.norm(g) + 1e-30)) for r, g in rows)
+    top = statistics.fmean(float(r.argmax() == g.argmax()) for r, g in rows)
+    return worst, cosine, top
+
+
 def judge(label: str, file: Path, seconds: float, *, clean: Path, feeds: list[Any]) -> None:
     try:
         made, original = session(file), session(clean)
@@ -111,12 +121,7 @@ def judge(label: str, file: Path, seconds: float, *, clean: Path, feeds: list[An
     except Exception as error:  # noqa: BLE001 - a peer's model that does not load is a result
         print(f"| {label} | does not run: {str(error)[:60]} | | | | | |")
         return
-    floats = [index for index, array in enumerate(pairs[0][0]) if array.dtype.kind == "f"]
-    worst = min(signal_to_noise_db([r[i] for r, _ in pairs], [g[i] for _, g in pairs]) for i in floats)
-    last = floats[-1]
-    rows = [(right[last].ravel(), got[last].ravel()) for right, got in pairs]
-    cosine = statistics.fmean(float(r @ g / (np.linalg.norm(r) * np.linalg.norm(g) + 1e-30)) for r, g in rows)
-    top = statistics.fmean(float(r.argmax() == g.argmax()) for r, g in rows)
+    worst, cosine, top = likeness(pairs)
     print(
         f"| {label} | {worst:.1f} | {cosine:.4f} | {top:.3f} | {ratio(made, original, feeds[0]):.2f} "
         f"| {file.stat().st_size / clean.stat().st_size:.2f} | {seconds:.1f} |",
@@ -125,11 +130,7 @@ def judge(label: str, file: Path, seconds: float, *, clean: Path, feeds: list[An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("corpus", type=Path)
-    parser.add_argument("models", nargs="*", default=MODELS)
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--eval", type=int, default=48)
+    parser = corpus_parser(__doc__, MODELS, samples=64, evaluation=48)
     parser.add_argument("--peer", action="store_true", help="also onnxruntime.quantization, which takes minutes")
     given = parser.parse_args()
     for name in given.models:
@@ -138,8 +139,7 @@ def main() -> None:
             model = open_model(given.corpus, name, folder)
             clean = folder / "clean.onnx"
             ir.save(model.clean, clean)
-            chosen = np.linspace(0, len(model.evaluation) - 1, min(given.eval, len(model.evaluation))).astype(int)
-            feeds = [model.evaluation.feeds(int(index)) for index in chosen]
+            feeds = model.eval_feeds(given.eval)
             print(
                 f"\n### {name}\n\n| recipe | SNR dB | cosine | top-1 | latency | size | seconds |\n|---|---|---|---|---|---|---|"
             )

@@ -9,16 +9,14 @@ it took. ``reduced_range`` rows have 7-bit weights, what x86 without VNNI needs;
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-from corpus_models import CorpusModel, open_model
+from corpus_models import CorpusModel, corpus_parser, open_model
 from quantization import judge
 
 from edgeopt.errors import PassFailed
@@ -62,20 +60,14 @@ def label(steps: Steps) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("corpus", type=Path)
-    parser.add_argument("models", nargs="*", default=MODELS)
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--eval", type=int, default=48)
-    given = parser.parse_args()
+    given = corpus_parser(__doc__, MODELS, samples=64, evaluation=48).parse_args()
     for name in given.models:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             model = open_model(given.corpus, name, folder)
             clean, file = folder / "clean.onnx", folder / "candidate.onnx"
             ir.save(model.clean, clean)
-            chosen = np.linspace(0, len(model.evaluation) - 1, min(given.eval, len(model.evaluation))).astype(int)
-            feeds = [model.evaluation.feeds(int(index)) for index in chosen]
+            feeds = model.eval_feeds(given.eval)
             evidence = model.evidence(folder, samples=given.samples)
             print(
                 f"\n### {name}, features {' '.join(f for f in model.target.features if 'vnni' in f) or 'without VNNI'}"

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from corpus_models import CorpusModel, open_model
+from corpus_models import CorpusModel, corpus_parser, open_model
 from weights import judge
 
 from edgeopt.calibrate import codebook, compensate, gram, sparsify
@@ -190,11 +190,7 @@ def decibels(noise: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("corpus", type=Path)
-    parser.add_argument("models", nargs="*", default=MODELS)
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--eval", type=int, default=24)
+    parser = corpus_parser(__doc__, MODELS, samples=32, evaluation=24)
     parser.add_argument("--only", nargs="*", default=[""], help="only recipes whose label holds one of these")
     parser.add_argument("--forms", action="store_true", help="one sparse model in every form instead of recipes")
     parser.add_argument("--pruned", type=float, help="share of zeros that the original comes with")
@@ -212,8 +208,7 @@ def main() -> None:
                 model = with_zeros(model, folder, given.pruned)
             clean = folder / "clean.onnx"
             ir.save(model.clean, clean)
-            chosen = np.linspace(0, len(model.evaluation) - 1, min(given.eval, len(model.evaluation))).astype(int)
-            feeds = [model.evaluation.feeds(int(index)) for index in chosen]
+            feeds = model.eval_feeds(given.eval)
             print(f"\n### {name}\n")
             print("| recipe | times smaller | SNR dB | cosine | top-1 | latency | load s | seconds |")
             print("|---|---|---|---|---|---|---|---|")

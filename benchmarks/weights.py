@@ -9,17 +9,15 @@ look; ``edgeopt bench`` measures properly.
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from corpus_models import open_model, signal_to_noise_db
+from corpus_models import corpus_parser, open_model
+from quantization import likeness, ratio, session
 
 from edgeopt.errors import PassFailed
 from edgeopt.passes import QuantizeWeights
@@ -42,50 +40,29 @@ SETTINGS: list[dict[str, Any]] = [
     {"bits": 4, "form": "kernel", "accuracy_level": 4, **GPTQ},
     {"bits": 8, "form": "portable"},
 ]
-_BLOCKS, _RUNS = 6, 4
 
 
-def session(file: Path) -> tuple[ort.InferenceSession, float]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
+def timed_session(file: Path) -> tuple[ort.InferenceSession, float]:
+    """The session, and the CPU seconds that opening it took."""
     before = time.process_time()
-    opened = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    opened = session(file)
     return opened, time.process_time() - before
 
 
-def latency_ratio(ours: ort.InferenceSession, theirs: ort.InferenceSession, feeds: Any) -> float:
-    def block(which: ort.InferenceSession) -> float:
-        before = time.process_time()
-        for _ in range(_RUNS):
-            which.run(None, feeds)
-        return time.process_time() - before
-
-    block(ours), block(theirs)
-    return statistics.median(block(ours) / block(theirs) for _ in range(_BLOCKS))
-
-
 def judge(label: str, file: Path, seconds: float, *, clean: Path, feeds: list[Any]) -> None:
-    (made, loaded), (original, loaded_before) = session(file), session(clean)
+    (made, loaded), (original, loaded_before) = timed_session(file), timed_session(clean)
     pairs = [(original.run(None, each), made.run(None, each)) for each in feeds]
-    floats = [index for index, array in enumerate(pairs[0][0]) if array.dtype.kind == "f"]
-    worst = min(signal_to_noise_db([r[i] for r, _ in pairs], [g[i] for _, g in pairs]) for i in floats)
-    rows = [(right[floats[-1]].ravel(), got[floats[-1]].ravel()) for right, got in pairs]
-    cosine = statistics.fmean(float(r @ g / (np.linalg.norm(r) * np.linalg.norm(g) + 1e-30)) for r, g in rows)
-    top = statistics.fmean(float(r.argmax() == g.argmax()) for r, g in rows)
+    worst, cosine, top = likeness(pairs)
     smaller = clean.stat().st_size / file.stat().st_size
     print(
-        f"| {label} | {smaller:.2f} | {worst:.1f} | {cosine:.4f} | {top:.3f} | {latency_ratio(made, original, feeds[0]):.2f} "
+        f"| {label} | {smaller:.2f} | {worst:.1f} | {cosine:.4f} | {top:.3f} | {ratio(made, original, feeds[0]):.2f} "
         f"| {loaded_before:.2f} > {loaded:.2f} | {seconds:.1f} |",
         flush=True,
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("corpus", type=Path)
-    parser.add_argument("models", nargs="*", default=MODELS)
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--eval", type=int, default=48)
+    parser = corpus_parser(__doc__, MODELS, samples=64, evaluation=48)
     parser.add_argument("--only", default="", help="only settings whose label holds this")
     given = parser.parse_args()
     for name in given.models:
@@ -94,8 +71,7 @@ def main() -> None:
             model = open_model(given.corpus, name, folder)
             clean = folder / "clean.onnx"
             ir.save(model.clean, clean)
-            chosen = np.linspace(0, len(model.evaluation) - 1, min(given.eval, len(model.evaluation))).astype(int)
-            feeds = [model.evaluation.feeds(int(index)) for index in chosen]
+            feeds = model.eval_feeds(given.eval)
             print(f"\n### {name}\n")
             print("| recipe | times smaller | SNR dB | cosine | top-1 | latency | load s | seconds |")
             print("|---|---|---|---|---|---|---|---|")

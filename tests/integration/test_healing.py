@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from edgeopt.daemon import marks, shelf
 from edgeopt.daemon.marks import Mark
@@ -22,21 +18,6 @@ from tests.integration.daemon import Daemon
 from tests.published import check_whole, versions
 
 STALE = 'edgeopt_artifact_stale{model="m",reason="%s"}'
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """In memory where possible, as for the daemon's other tests."""
-    memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(prefix="edgeopt-", dir=memory if memory.is_dir() else None))
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    with Daemon(tmp_path) as made:
-        yield made
 
 
 def publish(daemon: Daemon, behaviour: str = "genuine", *, seed: int = 0, number: int = 1) -> None:
@@ -59,9 +40,9 @@ def manifest_of(daemon: Daemon, version: int) -> dict[str, Any]:
 
 
 def test_runtime_upgrade_makes_every_version_stale_and_they_heal_while_the_old_one_serves(
-    daemon: Daemon, tmp_path: Path
+    daemon: Daemon, in_memory: Path
 ) -> None:
-    package = tmp_path / "older" / "onnxruntime-0.9.dist-info"
+    package = in_memory / "older" / "onnxruntime-0.9.dist-info"
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime\nVersion: 0.9\n")
     daemon.environment = {"PYTHONPATH": str(package.parent)}

@@ -1,9 +1,10 @@
-"""What holds for every test: where hypothesis looks, and which tests need something that is not always there."""
+"""What holds for every test: where hypothesis looks, which tests need something that is not always there, what an inbox is."""
 
 from __future__ import annotations
 
 import os
 from importlib import util
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -42,3 +43,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for item in items:
                 if item.get_closest_marker(marker):
                     item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+    return folder

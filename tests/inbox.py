@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from edgeopt.daemon.drops import Drop
 from edgeopt.daemon.intake import Patience, Staged, stage
 from edgeopt.daemon.scan import scan
 from edgeopt.policy import Policy, WorkerLimits
+
+Prepare = Callable[[Path], object]
+"""Puts something into the inbox."""
 
 
 def model_bytes(seed: int = 0, weights: int = 64) -> bytes:
@@ -80,6 +84,24 @@ def npz_bytes(**arrays: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **(arrays or {"x": np.zeros((4, 8), np.float32)}))
     return buffer.getvalue()
+
+
+def written(data: bytes, name: str = "a.onnx") -> Prepare:
+    return lambda inbox: (inbox / name).write_bytes(data)
+
+
+def all_of(*steps: Prepare) -> Prepare:
+    return lambda inbox: [step(inbox) for step in steps]
+
+
+def with_teacher(teacher: bytes, job: bytes = b"teacher: big.onnx\n", name: str = "a/big.onnx") -> Prepare:
+    """A folder with a model, a job file and what it may learn from."""
+    return all_of(
+        lambda inbox: (inbox / "a").mkdir(),
+        written(model_bytes(), "a/model.onnx"),
+        written(job, "a/job.yaml"),
+        written(teacher, name),
+    )
 
 
 def only_drop(inbox: Path) -> Drop:

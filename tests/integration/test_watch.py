@@ -36,13 +36,6 @@ class Alarm:
 
 
 @pytest.fixture
-def inbox(tmp_path: Path) -> Path:
-    folder = tmp_path / "inbox"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def alarm() -> Alarm:
     return Alarm()
 

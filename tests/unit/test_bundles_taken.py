@@ -29,13 +29,6 @@ from tests.inbox import external_model, model_bytes, npz_bytes, take
 WHOLE = packed(members())
 
 
-@pytest.fixture
-def inbox(tmp_path: Path) -> Path:
-    folder = tmp_path / "inbox"
-    folder.mkdir()
-    return folder
-
-
 def drop(inbox: Path, data: bytes) -> Path:
     path = inbox / "digits.edgeopt"
     path.write_bytes(data)

@@ -3,45 +3,33 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pickle
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from inbox import external_model, model_bytes, names_in, npz_bytes, only_drop, take
+from inbox import (
+    external_model,
+    model_bytes,
+    names_in,
+    npz_bytes,
+    only_drop,
+    take,
+    with_teacher,
+)
 
 from edgeopt import wire
 from edgeopt.daemon import drops, intake
 from edgeopt.daemon.intake import NotReady, Patience, stage
-from edgeopt.daemon.scan import Stamp, scan
+from edgeopt.daemon.scan import scan
 from edgeopt.errors import (
-    BadData,
-    BadJobFile,
     DiskFull,
     EdgeoptError,
-    EmptyFile,
-    ForbiddenFormat,
     JobCancelled,
-    MissingExternalData,
-    NotAModel,
-    TooLarge,
-    TruncatedModel,
-    UnsafeFile,
-    UnsafeReference,
-    UnsupportedModel,
 )
 from edgeopt.orders import JobOrder
 from edgeopt.policy import Goal, Policy, WorkerLimits
-
-
-@pytest.fixture
-def inbox(tmp_path: Path) -> Path:
-    folder = tmp_path / "inbox"
-    folder.mkdir()
-    return folder
 
 
 def test_a_drop_is_copied_whole_under_names_of_our_own(inbox: Path) -> None:
@@ -80,7 +68,7 @@ def test_a_folder_drop_is_taken_with_its_samples(inbox: Path) -> None:
 def test_a_teacher_is_taken_along_and_is_part_of_what_makes_the_work_equal(inbox: Path) -> None:
     keys = []
     for seed in (1, 2):
-        _pair(model_bytes(seed))(inbox)
+        with_teacher(model_bytes(seed))(inbox)
         staged = take(inbox)
         assert names_in(staged.folder.input) == ["job.yaml", "model.onnx", "teacher.onnx"]
         assert (staged.folder.input / "teacher.onnx").read_bytes() == model_bytes(seed)
@@ -93,7 +81,7 @@ def test_a_teacher_is_taken_along_and_is_part_of_what_makes_the_work_equal(inbox
 
 
 def test_a_job_file_with_mistakes_is_left_to_the_worker_to_tell(inbox: Path) -> None:
-    _pair(model_bytes(1), b"teacher: big.onnx\ngaol: {}\n")(inbox)
+    with_teacher(model_bytes(1), b"teacher: big.onnx\ngaol: {}\n")(inbox)
     assert take(inbox).order.files.teacher is None
 
 
@@ -135,154 +123,6 @@ def test_equal_keys_mean_equal_inputs_and_policy(inbox: Path) -> None:
     assert take(inbox, policy=Policy(goal=Goal(objective="size"))).key != first.key
     (inbox / "b.yaml").write_text("{}")
     assert take(inbox).key != first.key
-
-
-Prepare = Callable[[Path], object]
-
-
-def _write(data: bytes, name: str = "a.onnx") -> Prepare:
-    return lambda inbox: (inbox / name).write_bytes(data)
-
-
-def _all(*steps: Prepare) -> Prepare:
-    return lambda inbox: [step(inbox) for step in steps]
-
-
-def _pair(teacher: bytes, job: bytes = b"teacher: big.onnx\n", name: str = "a/big.onnx") -> Prepare:
-    """A folder with a model, a job file and what it may learn from."""
-    return _all(
-        lambda inbox: (inbox / "a").mkdir(),
-        _write(model_bytes(), "a/model.onnx"),
-        _write(job, "a/job.yaml"),
-        _write(teacher, name),
-    )
-
-
-BAD: dict[str, tuple[Prepare, type[EdgeoptError]]] = {
-    "empty": (_write(b""), EmptyFile),
-    "text": (_write(b"this is no model\n"), NotAModel),
-    "truncated": (_write(model_bytes()[:-30]), TruncatedModel),
-    "pickle named onnx": (_write(pickle.dumps([1])), ForbiddenFormat),
-    "pickle named pt": (_write(pickle.dumps([1]), "a.pt"), ForbiddenFormat),
-    "model named pth": (_write(model_bytes(), "a.pth"), ForbiddenFormat),
-    "exported program": (_write(b"PK", "a.pt2"), UnsupportedModel),
-    "keras": (_write(b"x", "a.h5"), UnsupportedModel),
-    "fifo": (lambda inbox: os.mkfifo(inbox / "a.onnx"), UnsafeFile),
-    "symlink": (lambda inbox: (inbox / "a.onnx").symlink_to("/etc/passwd"), UnsafeFile),
-    "dangling symlink": (lambda inbox: (inbox / "a.onnx").symlink_to("nowhere"), UnsafeFile),
-    "linked folder": (lambda inbox: (inbox / "a").symlink_to("/etc"), UnsafeFile),
-    "hard link": (
-        _all(_write(model_bytes(), "b.bin"), lambda inbox: os.link(inbox / "b.bin", inbox / "a.onnx")),
-        UnsafeFile,
-    ),
-    "missing data": (_write(external_model()), MissingExternalData),
-    "traversing data": (_write(external_model("../secret")), UnsafeReference),
-    "absolute data": (_write(external_model("/etc/passwd")), UnsafeReference),
-    "nul in location": (_write(external_model("w.data\0x")), UnsafeReference),
-    "memory marker": (_write(external_model("*/_ORT_MEM_ADDR_/*")), UnsafeReference),
-    "data is the model": (_write(external_model("model.onnx")), UnsafeReference),
-    "data is a sidecar": (_write(external_model("a.yaml")), UnsafeReference),
-    "unknown key": (_write(external_model("w.data", basepath="/")), UnsafeReference),
-    "short data": (_all(_write(external_model(length="99")), _write(bytes(16), "w.data")), TruncatedModel),
-    "linked data": (
-        _all(_write(external_model()), lambda inbox: (inbox / "w.data").symlink_to("/etc/passwd")),
-        UnsafeFile,
-    ),
-    "hard-linked data": (
-        _all(_write(external_model()), _write(bytes(16), "v"), lambda inbox: os.link(inbox / "v", inbox / "w.data")),
-        UnsafeFile,
-    ),
-    "data behind a link": (
-        _all(
-            lambda inbox: (inbox / "a").mkdir(),
-            _write(external_model("d/passwd"), "a/model.onnx"),
-            lambda inbox: (inbox / "a" / "d").symlink_to("/etc"),
-        ),
-        UnsafeFile,
-    ),
-    "data is a folder": (_all(_write(external_model()), lambda inbox: (inbox / "w.data").mkdir()), UnsafeFile),
-    "no npz": (_all(_write(model_bytes()), _write(b"x" * 99, "a.eval.npz")), BadData),
-    "empty npz": (_all(_write(model_bytes()), _write(b"", "a.eval.npz")), EmptyFile),
-    "pickled npz": (
-        _all(_write(model_bytes()), _write(npz_bytes(x=np.array([{}], dtype=object)), "a.calibration.npz")),
-        ForbiddenFormat,
-    ),
-    "huge job file": (_all(_write(model_bytes()), _write(b"#" * 70_000, "a.yaml")), BadJobFile),
-    "no teacher there": (_pair(model_bytes(1), name="a/other.onnx"), BadJobFile),
-    "teacher is the model": (_pair(model_bytes(1), b"teacher: model.onnx\n"), BadJobFile),
-    "teacher of a pickle": (_pair(pickle.dumps([1])), ForbiddenFormat),
-    "truncated teacher": (_pair(model_bytes(1)[:-30]), TruncatedModel),
-    "teacher with data": (_pair(external_model()), BadJobFile),
-    "teacher of another format": (_pair(b"PK", b"teacher: big.pt2\n", "a/big.pt2"), BadJobFile),
-    "teacher of a plain file": (
-        _all(_write(model_bytes()), _write(b"teacher: b.npz\n", "a.yaml")),
-        BadJobFile,
-    ),
-    "linked teacher": (
-        _all(
-            _pair(b"", name="a/x"),
-            lambda inbox: (inbox / "a" / "big.onnx").symlink_to("/etc/passwd"),
-        ),
-        UnsafeFile,
-    ),
-    "linked job file": (
-        _all(_write(model_bytes()), lambda inbox: (inbox / "a.yaml").symlink_to("/etc/passwd")),
-        UnsafeFile,
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused_with_a_reason_and_nothing_is_left_or_lost(inbox: Path, case: str) -> None:
-    prepare, error = BAD[case]
-    prepare(inbox)
-    before = sorted((path, path.lstat().st_ino) for path in inbox.rglob("*"))
-    with pytest.raises(error) as caught:
-        take(inbox)
-    assert type(caught.value) is error
-    assert caught.value.message
-    assert caught.value.hint.endswith(".")
-    assert not (inbox.parent / "staging").exists() or not list((inbox.parent / "staging").iterdir())
-    assert sorted((path, path.lstat().st_ino) for path in inbox.rglob("*")) == before
-
-
-def test_a_fifo_inside_a_folder_drop_is_unsafe(inbox: Path) -> None:
-    (inbox / "a").mkdir()
-    (inbox / "a" / "model.onnx").write_bytes(model_bytes())
-    os.mkfifo(inbox / "a" / "pipe")
-    with pytest.raises(UnsafeFile):
-        take(inbox)
-
-
-def test_a_model_over_the_limit_is_too_large_before_it_is_copied(inbox: Path) -> None:
-    with (inbox / "a.onnx").open("wb") as file:
-        file.truncate(1 << 43)  # sparse: 8 TiB that take no space
-    with pytest.raises(TooLarge):
-        take(inbox)
-
-
-def test_external_data_counts_towards_the_limit(inbox: Path) -> None:
-    (inbox / "a.onnx").write_bytes(external_model())
-    (inbox / "w.data").write_bytes(bytes(5000))
-    with pytest.raises(TooLarge):
-        take(inbox, limits=WorkerLimits(model_bytes=4000))
-
-
-@pytest.mark.parametrize("case", ["empty", "truncated", "missing data", "short data", "no npz", "empty npz"])
-def test_what_looks_broken_is_waited_for_while_it_is_young(inbox: Path, case: str) -> None:
-    prepare, error = BAD[case]
-    prepare(inbox)
-    with pytest.raises(NotReady) as caught:
-        take(inbox, patience=Patience(quiet_for=lambda _path: 29.0, grace_s=30.0))
-    assert 0 < caught.value.retry_s <= 5.0
-    with pytest.raises(error):
-        take(inbox, patience=Patience(quiet_for=lambda _path: 30.0, grace_s=30.0, writer_grace_s=30.0))
-
-
-def test_what_is_hopeless_is_refused_however_young(inbox: Path) -> None:
-    (inbox / "a.onnx").write_bytes(pickle.dumps([1]))
-    with pytest.raises(ForbiddenFormat):
-        take(inbox, patience=Patience(quiet_for=lambda _path: 0.0))
 
 
 def test_a_model_that_is_still_open_for_writing_is_not_ready(inbox: Path) -> None:
@@ -432,57 +272,3 @@ def test_the_callers_own_files_may_be_links(inbox: Path, tmp_path: Path) -> None
     intake.remove_drop(staged.drop, staged.stamps)
     assert (tmp_path / "mine.onnx").exists()
     assert (tmp_path / "samples.npz").exists()
-
-
-# ---------------------------------------------------------------- leaving the inbox
-def test_a_file_that_was_replaced_stays_as_a_new_drop(inbox: Path) -> None:
-    (inbox / "a.onnx").write_bytes(model_bytes())
-    (inbox / "a.yaml").write_text("{}")
-    staged = take(inbox)
-    (inbox / "new").write_bytes(model_bytes(1))
-    (inbox / "new").rename(inbox / "a.onnx")
-    assert intake.remove_drop(staged.drop, staged.stamps) == ("a.onnx",)
-    assert (inbox / "a.onnx").read_bytes() == model_bytes(1)
-    assert not (inbox / "a.yaml").exists()
-
-
-def test_removing_twice_is_fine_and_never_takes_the_inbox(inbox: Path) -> None:
-    (inbox / "a.onnx").write_bytes(model_bytes())
-    staged = take(inbox)
-    for _ in range(2):
-        assert intake.remove_drop(staged.drop, staged.stamps) == ()
-    assert inbox.is_dir()
-
-
-def test_what_to_remove_survives_a_restart_as_json(inbox: Path) -> None:
-    (inbox / "\udcff.onnx").write_bytes(model_bytes())
-    staged = take(inbox)
-    stamps = {path: wire.decode(Stamp, stamp) for path, stamp in json.loads(wire.dumps(staged.stamps)).items()}
-    assert intake.remove_drop(wire.loads(drops.Drop, wire.dumps(staged.drop)), stamps) == ()
-    assert list(inbox.iterdir()) == []
-
-
-def test_a_data_file_of_two_models_leaves_with_the_last_of_them(inbox: Path) -> None:
-    (inbox / "w.data").write_bytes(bytes(16))
-    (inbox / "a.onnx").write_bytes(external_model())
-    (inbox / "b.onnx").write_bytes(external_model(offset="0"))
-    (inbox / "c.onnx").write_bytes(model_bytes())
-    found = {drop.name: drop for drop in drops.group(scan(inbox))}
-    staged = {
-        name: stage(drop, staging_root=inbox.parent / "s", policy=Policy(), limits=WorkerLimits())
-        for name, drop in found.items()
-    }
-    intake.remove_drop(staged["a"].drop, staged["a"].stamps)
-    assert (inbox / "w.data").exists()
-    intake.remove_drop(staged["b"].drop, staged["b"].stamps)
-    assert names_in(inbox) == ["c.onnx"]
-
-
-def test_a_drop_that_cannot_be_read_still_has_a_name_and_a_hash(inbox: Path) -> None:
-    (inbox / "a b.onnx").symlink_to("/etc/shadow")
-    identity = intake.identify(only_drop(inbox))
-    assert identity.name.startswith("a-b-")
-    assert len(identity.sha256) == 64
-    (inbox / "a b.onnx").unlink()
-    (inbox / "c.onnx").write_bytes(b"garbage")
-    assert intake.identify(only_drop(inbox)).name == "c"

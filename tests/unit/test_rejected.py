@@ -17,13 +17,6 @@ SHA12 = "0123456789ab"
 REASON = {"code": "not-a-model", "message": "m", "hint": "h"}
 
 
-@pytest.fixture
-def inbox(tmp_path: Path) -> Path:
-    folder = tmp_path / "inbox"
-    folder.mkdir()
-    return folder
-
-
 def reject(inbox: Path) -> Path:
     return move_to_rejected(only_drop(inbox), inbox.parent / "rejected", name="a", sha12=SHA12, reason=REASON)
 

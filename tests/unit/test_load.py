@@ -4,69 +4,28 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from doors import LIMITS, WEIGHT, external, matmul, model_of, refusal, saved, tensor_info, with_data
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.errors import (
     BadWeights,
     EmptyFile,
     InputError,
-    MissingExternalData,
     NotAModel,
     TooLarge,
     TruncatedModel,
     UnsafeFile,
-    UnsafeReference,
     UnsupportedModel,
 )
 from edgeopt.graph import infer
-from edgeopt.graph.limits import GraphLimits, expanded_nodes
+from edgeopt.graph.limits import expanded_nodes
 from edgeopt.graph.load import load, load_checked
-
-LIMITS = GraphLimits()
-WEIGHT = np.arange(16, dtype=np.float32).reshape(4, 4)
-
-
-def tensor_info(name: str, *shape: int | str | None) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-
-def model_of(
-    *nodes: onnx.NodeProto, weights: Any = (), functions: Any = (), opset: int = 17, **fields: Any
-) -> onnx.ModelProto:
-    graph = helper.make_graph(list(nodes), "g", [tensor_info("x", 4, 4)], [tensor_info("y", None, None)], list(weights))
-    imports = [
-        helper.make_opsetid("", opset),
-        *(helper.make_opsetid(domain, 1) for domain in fields.pop("domains", ())),
-    ]
-    return helper.make_model(
-        graph, opset_imports=imports, functions=list(functions), ir_version=fields.pop("ir_version", 8)
-    )
-
-
-def matmul(weight: onnx.TensorProto | None = None, **fields: Any) -> onnx.ModelProto:
-    tensor = numpy_helper.from_array(WEIGHT, "w") if weight is None else weight
-    return model_of(helper.make_node("MatMul", ["x", "w"], ["y"], name="product"), weights=[tensor], **fields)
-
-
-def saved(tmp_path: Path, model: onnx.ModelProto) -> Path:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-def refusal(tmp_path: Path, model: onnx.ModelProto, kind: type[InputError], limits: GraphLimits = LIMITS) -> str:
-    with pytest.raises(kind) as caught:
-        load_checked(saved(tmp_path, model), limits=limits)
-    assert type(caught.value) is kind
-    assert caught.value.hint
-    return caught.value.message
 
 
 # ---------------------------------------------------------------- files
@@ -212,95 +171,6 @@ def test_malformed_tensor_is_found_in_a_subgraph_s_constant(tmp_path: Path) -> N
     true = helper.make_tensor("c", TensorProto.BOOL, [], [True])
     node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
     assert "'z'" in refusal(tmp_path, model_of(node, weights=[true]), NotAModel)
-
-
-# ---------------------------------------------------------------- external data
-def external(location: str = "w.bin", **keys: str) -> onnx.ModelProto:
-    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4, 4], data_location=TensorProto.EXTERNAL)
-    for key, value in {"location": location, **keys}.items():
-        tensor.external_data.add(key=key, value=value)
-    return matmul(tensor)
-
-
-def with_data(tmp_path: Path, *, size: int = 64) -> None:
-    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes()[:size].ljust(size, b"\0"))
-
-
-def test_external_weight_is_loaded_lazily_and_right(tmp_path: Path) -> None:
-    with_data(tmp_path)
-    model = load(saved(tmp_path, external(offset="0", length="64")))
-    tensor = model.graph.initializers["w"].const_value
-    assert tensor is not None
-    np.testing.assert_array_equal(tensor.numpy(), WEIGHT)
-
-
-@pytest.mark.parametrize(
-    "location",
-    [
-        *("../w.bin", "a/../../w.bin", "/etc/passwd", "w.bin\0x", "a\\w.bin", "C:w.bin"),
-        *("", ".", "a//w.bin", "./w.bin", "*/_ORT_MEM_ADDR_/*", "model.onnx"),
-    ],
-)
-def test_reference_out_of_the_folder_is_unsafe(tmp_path: Path, location: str) -> None:
-    with_data(tmp_path)
-    refusal(tmp_path, external(location), UnsafeReference)
-
-
-@pytest.mark.parametrize("keys", [{"offset": "-4"}, {"length": "1e3"}, {"offset": "٣"}, {"basepath": "/etc"}])
-def test_reference_with_odd_keys_or_numbers_is_unsafe(tmp_path: Path, keys: dict[str, str]) -> None:
-    with_data(tmp_path)
-    refusal(tmp_path, external(**keys), UnsafeReference)
-
-
-@pytest.mark.parametrize(("offset", "size"), [("0", 60), ("4", 64), (str(1 << 62), 64)])
-def test_reference_behind_the_end_of_its_file_is_truncated(tmp_path: Path, offset: str, size: int) -> None:
-    with_data(tmp_path, size=size)
-    assert "'w.bin'" in refusal(tmp_path, external(offset=offset), TruncatedModel)
-
-
-def test_length_that_is_not_the_tensor_s_is_refused(tmp_path: Path) -> None:
-    with_data(tmp_path)
-    assert "64 bytes" in refusal(tmp_path, external(length="4"), NotAModel)
-
-
-def test_missing_external_file_is_named(tmp_path: Path) -> None:
-    assert "'w.bin'" in refusal(tmp_path, external(), MissingExternalData)
-
-
-def link_symbolically(tmp_path: Path) -> None:
-    (tmp_path / "w.bin").symlink_to("other.bin")
-    (tmp_path / "other.bin").write_bytes(WEIGHT.tobytes())
-
-
-def link_hard(tmp_path: Path) -> None:
-    (tmp_path / "other.bin").write_bytes(WEIGHT.tobytes())
-    (tmp_path / "w.bin").hardlink_to(tmp_path / "other.bin")
-
-
-def make_folder(tmp_path: Path) -> None:
-    (tmp_path / "w.bin").mkdir()
-
-
-@pytest.mark.parametrize("prepare", [link_symbolically, link_hard, make_folder])
-def test_external_file_that_is_no_plain_file_of_its_own_is_unsafe(
-    tmp_path: Path, prepare: Callable[[Path], None]
-) -> None:
-    prepare(tmp_path)
-    refusal(tmp_path, external(), UnsafeFile)
-
-
-def test_external_file_behind_a_linked_folder_is_unsafe(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "real/w.bin").write_bytes(WEIGHT.tobytes())
-    (tmp_path / "data").symlink_to("real")
-    refusal(tmp_path, external("data/w.bin"), UnsafeFile)
-
-
-def test_external_data_counts_towards_the_limit(tmp_path: Path) -> None:
-    with_data(tmp_path)
-    size = saved(tmp_path, external()).stat().st_size
-    load_checked(tmp_path / "model.onnx", limits=GraphLimits(model_bytes=size + 64))
-    refusal(tmp_path, external(), TooLarge, GraphLimits(model_bytes=size + 63))
 
 
 # ---------------------------------------------------------------- values

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch, which the extra train brings")
 
-from edgeopt.training.replay import Replay  # noqa: E402 - as above
+from edgeopt.training.replay import Replay  # noqa: E402 - behind the check for torch
 
 MODELS: dict[str, Callable[[], ir.Model]] = {
     "conv_net": builders.conv_net,

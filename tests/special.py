@@ -127,6 +127,24 @@ def packed_attention(*, seed: int = 26, heads: int = 4, width: int = WIDTH, mask
     return net.build({"rows": ["B", "S", width], "mask": shapes[mask]}, {"out": ["B", "S", width]}, mask=kind)
 
 
+def matrices() -> ir.Model:
+    """Dense layers read both ways round, every product large enough to be worth packing."""
+    net = Net(seed=2)
+    value = net.op("Gemm", "rows", net.weight(96, 64), net.weight(96), transB=1)
+    value = net.op("Gemm", net.op("Relu", value), net.weight(96, 64), net.weight(64))
+    net.op("MatMul", value, net.weight(64, 80), output="out")
+    return net.build({"rows": ["N", 64]}, {"out": ["N", 80]})
+
+
+def correlated(width: int = 48) -> ir.Model:
+    """Layers whose inputs move together, as neighbouring features do: their rounding errors add up."""
+    net = Net(seed=8)
+    mixed = net.op("MatMul", "rows", net.const(net.random.standard_normal((6, width)).astype(np.float32)))
+    hidden = net.op("Relu", net.op("Gemm", mixed, net.weight(width, width), net.weight(width)))
+    net.op("Gemm", hidden, net.weight(width, 4), net.weight(4), output="out")
+    return net.build({"rows": ["N", 6]}, {"out": ["N", 4]})
+
+
 def over_two_gigabytes(file: Path, *, layers: int = 9, width: int = 8192) -> None:
     """A chain of square layers, a quarter of a GiB each, written to ``file`` with its weights beside it."""
     random = np.random.default_rng(27)

@@ -10,7 +10,8 @@ import corpus
 import numpy as np
 import onnx_ir as ir
 import pytest
-from builders import FakeEvidence, Net
+from builders import FakeEvidence
+from special import correlated
 
 pytest.importorskip("torch", reason="needs torch: pip install 'edgeopt[train]'")
 
@@ -25,15 +26,6 @@ from edgeopt.training.rounding import Descent, Reading
 
 NARROW: dict[str, Any] = {"reduced_range": True}
 ENDLESS = (-np.inf, np.inf)
-
-
-def correlated(width: int = 48) -> ir.Model:
-    """Layers whose inputs move together: their rounding errors add up."""
-    net = Net(seed=8)
-    mixed = net.op("MatMul", "rows", net.const(net.random.standard_normal((6, width)).astype(np.float32)))
-    hidden = net.op("Relu", net.op("Gemm", mixed, net.weight(width, width), net.weight(width)))
-    net.op("Gemm", hidden, net.weight(width, 4), net.weight(4), output="out")
-    return net.build({"rows": ["N", 6]}, {"out": ["N", 4]})
 
 
 @pytest.fixture(scope="module")

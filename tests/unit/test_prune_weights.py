@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from special import matrices
 
 from edgeopt.catalogue import find_pass
 from edgeopt.errors import PassFailed
@@ -59,14 +60,6 @@ def convolutions() -> ir.Model:
     value = net.op("Conv", value, net.weight(96, 16, 3, 3), group=3, pads=[1, 1, 1, 1])
     net.op("Conv", value, net.weight(20, 96, 1, 1), output="out")
     return net.build({"image": ["N", 16, "H", "W"]}, {"out": ["N", 20, "H2", "W2"]})
-
-
-def matrices() -> ir.Model:
-    net = builders.Net(seed=2)
-    value = net.op("Gemm", "rows", net.weight(96, 64), net.weight(96), transB=1)
-    value = net.op("Gemm", net.op("Relu", value), net.weight(96, 64), net.weight(64))
-    net.op("MatMul", value, net.weight(64, 80), output="out")
-    return net.build({"rows": ["N", 64]}, {"out": ["N", 80]})
 
 
 def embeddings() -> ir.Model:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from special import matrices
 
 from edgeopt.calibrate import packing
 from edgeopt.errors import PassFailed
@@ -54,14 +55,6 @@ def convolutions() -> ir.Model:
     value = net.op("ConvTranspose", value, net.weight(48, 16, 2, 2), strides=[2, 2])
     net.op("Conv", value, net.weight(128, 1, 3, 3), group=16, output="out")
     return net.build({"image": ["N", 16, "H", "W"]}, {"out": ["N", 128, "H2", "W2"]})
-
-
-def matrices() -> ir.Model:
-    net = builders.Net(seed=2)
-    value = net.op("Gemm", "rows", net.weight(96, 64), net.weight(96), transB=1)
-    value = net.op("Gemm", net.op("Relu", value), net.weight(96, 64), net.weight(64))
-    net.op("MatMul", value, net.weight(64, 80), output="out")
-    return net.build({"rows": ["N", 64]}, {"out": ["N", 80]})
 
 
 def recurrent() -> ir.Model:

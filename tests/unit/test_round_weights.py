@@ -8,22 +8,14 @@ import builders
 import numpy as np
 import onnx_ir as ir
 import pytest
-from builders import FakeEvidence, Net
+from builders import FakeEvidence
 from fused import noise_ratio
+from special import correlated
 
 from edgeopt.calibrate import qparams
 from edgeopt.errors import PassFailed
 from edgeopt.graph import quantizable, tensors
 from edgeopt.passes import QuantizeStatic, RoundWeights
-
-
-def correlated(width: int = 48) -> ir.Model:
-    """A layer whose inputs move together, as neighbouring features do: their rounding errors add up."""
-    net = Net(seed=8)
-    mixed = net.op("MatMul", "rows", net.const(net.random.standard_normal((6, width)).astype(np.float32)))
-    hidden = net.op("Relu", net.op("Gemm", mixed, net.weight(width, width), net.weight(width)))
-    net.op("Gemm", hidden, net.weight(width, 4), net.weight(4), output="out")
-    return net.build({"rows": ["N", 6]}, {"out": ["N", 4]})
 
 
 def rounded(model: ir.Model, **settings: Any) -> ir.Model:

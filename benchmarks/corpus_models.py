@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,6 +62,17 @@ def corpus_parser(purpose: str, models: tuple[str, ...], *, samples: int, evalua
     parser.add_argument("--samples", type=int, default=samples)
     parser.add_argument("--eval", type=int, default=evaluation)
     return parser
+
+
+def each_model(given: argparse.Namespace) -> Iterator[tuple[CorpusModel, Path, Path, list[dict[str, np.ndarray]]]]:
+    """Of every model that was asked for: itself, a folder for candidates, the file of its clean form, the feeds that judge."""
+    for name in given.models:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            model = open_model(given.corpus, name, folder)
+            clean = folder / "clean.onnx"
+            ir.save(model.clean, clean)
+            yield model, folder, clean, model.eval_feeds(given.eval)
 
 
 def open_model(corpus: Path, name: str, folder: Path, *, threads: int = 1) -> CorpusModel:

@@ -9,7 +9,6 @@ original's. Latency is interleaved with the float model's in blocks; it is a fir
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from corpus_models import CorpusModel, corpus_parser, open_model, signal_to_noise_db
+from corpus_models import CorpusModel, corpus_parser, each_model, signal_to_noise_db
 
 from edgeopt.passes import QuantizeDynamic, QuantizeStatic
 
@@ -133,20 +132,14 @@ def main() -> None:
     parser = corpus_parser(__doc__, MODELS, samples=64, evaluation=48)
     parser.add_argument("--peer", action="store_true", help="also onnxruntime.quantization, which takes minutes")
     given = parser.parse_args()
-    for name in given.models:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            model = open_model(given.corpus, name, folder)
-            clean = folder / "clean.onnx"
-            ir.save(model.clean, clean)
-            feeds = model.eval_feeds(given.eval)
-            print(
-                f"\n### {name}\n\n| recipe | SNR dB | cosine | top-1 | latency | size | seconds |\n|---|---|---|---|---|---|---|"
-            )
-            for label, file, seconds in candidates(model, folder, given.samples):
-                judge(label, file, seconds, clean=clean, feeds=feeds)
-            for label, file, seconds in peers(model, clean, folder, given.samples) if given.peer else ():
-                judge(label, file, seconds, clean=clean, feeds=feeds)
+    for model, folder, clean, feeds in each_model(given):
+        print(
+            f"\n### {model.name}\n\n| recipe | SNR dB | cosine | top-1 | latency | size | seconds |\n|---|---|---|---|---|---|---|"
+        )
+        for label, file, seconds in candidates(model, folder, given.samples):
+            judge(label, file, seconds, clean=clean, feeds=feeds)
+        for label, file, seconds in peers(model, clean, folder, given.samples) if given.peer else ():
+            judge(label, file, seconds, clean=clean, feeds=feeds)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,12 @@ it took. ``reduced_range`` rows have 7-bit weights, what x86 without VNNI needs;
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from corpus_models import CorpusModel, corpus_parser, open_model
+from corpus_models import CorpusModel, corpus_parser, each_model
 from quantization import judge
 
 from edgeopt.errors import PassFailed
@@ -61,28 +59,23 @@ def label(steps: Steps) -> str:
 
 def main() -> None:
     given = corpus_parser(__doc__, MODELS, samples=64, evaluation=48).parse_args()
-    for name in given.models:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            model = open_model(given.corpus, name, folder)
-            clean, file = folder / "clean.onnx", folder / "candidate.onnx"
-            ir.save(model.clean, clean)
-            feeds = model.eval_feeds(given.eval)
-            evidence = model.evidence(folder, samples=given.samples)
-            print(
-                f"\n### {name}, features {' '.join(f for f in model.target.features if 'vnni' in f) or 'without VNNI'}"
-            )
-            print("\n| recipe | SNR dB | cosine | top-1 | latency | size | seconds |\n|---|---|---|---|---|---|---|")
-            for steps in wishes(model):
-                before, made = time.monotonic(), model.clean
-                try:
-                    for technique, settings in steps:
-                        made = technique.apply(made, settings, evidence)
-                except PassFailed as error:
-                    print(f"| {label(steps)} | {error.message} | | | | | |")
-                    continue
-                ir.save(made, file)
-                judge(label(steps), file, time.monotonic() - before, clean=clean, feeds=feeds)
+    for model, folder, clean, feeds in each_model(given):
+        file = folder / "candidate.onnx"
+        evidence = model.evidence(folder, samples=given.samples)
+        print(
+            f"\n### {model.name}, features {' '.join(f for f in model.target.features if 'vnni' in f) or 'without VNNI'}"
+        )
+        print("\n| recipe | SNR dB | cosine | top-1 | latency | size | seconds |\n|---|---|---|---|---|---|---|")
+        for steps in wishes(model):
+            before, made = time.monotonic(), model.clean
+            try:
+                for technique, settings in steps:
+                    made = technique.apply(made, settings, evidence)
+            except PassFailed as error:
+                print(f"| {label(steps)} | {error.message} | | | | | |")
+                continue
+            ir.save(made, file)
+            judge(label(steps), file, time.monotonic() - before, clean=clean, feeds=feeds)
 
 
 if __name__ == "__main__":

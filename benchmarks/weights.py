@@ -9,14 +9,13 @@ look; ``edgeopt bench`` measures properly.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import onnxruntime as ort
-from corpus_models import corpus_parser, open_model
+from corpus_models import corpus_parser, each_model
 from quantization import likeness, ratio, session
 
 from edgeopt.errors import PassFailed
@@ -65,31 +64,25 @@ def main() -> None:
     parser = corpus_parser(__doc__, MODELS, samples=64, evaluation=48)
     parser.add_argument("--only", default="", help="only settings whose label holds this")
     given = parser.parse_args()
-    for name in given.models:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            model = open_model(given.corpus, name, folder)
-            clean = folder / "clean.onnx"
-            ir.save(model.clean, clean)
-            feeds = model.eval_feeds(given.eval)
-            print(f"\n### {name}\n")
-            print("| recipe | times smaller | SNR dB | cosine | top-1 | latency | load s | seconds |")
-            print("|---|---|---|---|---|---|---|---|")
-            evidence = model.evidence(folder, samples=given.samples)
-            for settings in SETTINGS:
-                label = ", ".join(f"{key}={value}" for key, value in settings.items())
-                if given.only not in label:
-                    continue
-                before = time.monotonic()
-                try:
-                    made = QuantizeWeights().apply(model.clean, settings, evidence)
-                except PassFailed as error:
-                    print(f"| {label} | {error} | | | | | | |")
-                    continue
-                seconds = time.monotonic() - before
-                file = folder / "candidate.onnx"
-                ir.save(made, file)
-                judge(label, file, seconds, clean=clean, feeds=feeds)
+    for model, folder, clean, feeds in each_model(given):
+        print(f"\n### {model.name}\n")
+        print("| recipe | times smaller | SNR dB | cosine | top-1 | latency | load s | seconds |")
+        print("|---|---|---|---|---|---|---|---|")
+        evidence = model.evidence(folder, samples=given.samples)
+        for settings in SETTINGS:
+            label = ", ".join(f"{key}={value}" for key, value in settings.items())
+            if given.only not in label:
+                continue
+            before = time.monotonic()
+            try:
+                made = QuantizeWeights().apply(model.clean, settings, evidence)
+            except PassFailed as error:
+                print(f"| {label} | {error} | | | | | | |")
+                continue
+            seconds = time.monotonic() - before
+            file = folder / "candidate.onnx"
+            ir.save(made, file)
+            judge(label, file, seconds, clean=clean, feeds=feeds)
 
 
 if __name__ == "__main__":

@@ -95,28 +95,30 @@ def test_drop_of_a_model_alone_has_no_samples(folder: JobFolder) -> None:
     assert (given.calibration, given.eval, given.policy) == (None, None, Policy())
 
 
-def test_job_file_with_mistakes_lists_all_of_them(folder: JobFolder) -> None:
-    (folder.input / "job.yaml").write_text("goal: {max_dorp: 0.05}\nsearch: {trials: many}\n")
+def refused_job_file(folder: JobFolder, text: str) -> str:
+    """What is said of a job file that does not do."""
+    (folder.input / "job.yaml").write_text(text)
     with pytest.raises(BadJobFile) as caught:
         ingest.load(folder, order(job_file="job.yaml"))
-    assert "line 1: goal.max_dorp is unknown" in caught.value.message
-    assert "search.trials" in caught.value.message
+    return caught.value.message
+
+
+def test_job_file_with_mistakes_lists_all_of_them(folder: JobFolder) -> None:
+    message = refused_job_file(folder, "goal: {max_dorp: 0.05}\nsearch: {trials: many}\n")
+    assert "line 1: goal.max_dorp is unknown" in message
+    assert "search.trials" in message
 
 
 def test_misspelled_setting_of_a_technique_rejects_the_job_before_any_work(folder: JobFolder) -> None:
-    (folder.input / "job.yaml").write_text("techniques:\n  prune: {critereon: l1}\n  distill: {steps: 0}\n")
-    with pytest.raises(BadJobFile) as caught:
-        ingest.load(folder, order(job_file="job.yaml"))
-    assert "line 2: techniques.prune.critereon is unknown; did you mean criterion?" in caught.value.message
-    assert "line 3: techniques.distill.steps is 0, not a whole number from 1" in caught.value.message
+    message = refused_job_file(folder, "techniques:\n  prune: {critereon: l1}\n  distill: {steps: 0}\n")
+    assert "line 2: techniques.prune.critereon is unknown; did you mean criterion?" in message
+    assert "line 3: techniques.distill.steps is 0, not a whole number from 1" in message
 
 
 def test_job_file_that_contradicts_the_model_is_refused(folder: JobFolder) -> None:
-    (folder.input / "job.yaml").write_text("inputs: {x: {shape: [1, 5]}, z: {range: [0, 1]}}\n")
-    with pytest.raises(BadJobFile) as caught:
-        ingest.load(folder, order(job_file="job.yaml"))
-    assert "inputs.x.shape is [1, 5], but the model says ['n', 4]" in caught.value.message
-    assert "inputs.z is not an input" in caught.value.message
+    message = refused_job_file(folder, "inputs: {x: {shape: [1, 5]}, z: {range: [0, 1]}}\n")
+    assert "inputs.x.shape is [1, 5], but the model says ['n', 4]" in message
+    assert "inputs.z is not an input" in message
 
 
 def test_input_without_any_shape_takes_the_job_file_s(folder: JobFolder) -> None:

@@ -1,6 +1,7 @@
 """Models that quantization easily forgets: recurrent cells, control flow, weights with several readers, packed attention.
 
-Beside ``builders``: these hold enough weights to be worth packing, and every weight that is shared shows it.
+Beside ``builders``: these hold enough weights to be worth packing, and every weight that is shared shows it. Dense layers whose
+rounding errors add up and convolutions that show in an engine's memory are here for the same reason.
 """
 
 from __future__ import annotations
@@ -143,6 +144,32 @@ def correlated(width: int = 48) -> ir.Model:
     hidden = net.op("Relu", net.op("Gemm", mixed, net.weight(width, width), net.weight(width)))
     net.op("Gemm", hidden, net.weight(width, 4), net.weight(4), output="out")
     return net.build({"rows": ["N", 6]}, {"out": ["N", 4]})
+
+
+def wide() -> ir.Model:
+    """Convolutions large enough that their weights show in an engine's memory."""
+    net = Net(seed=9)
+    value = "image"
+    for _ in range(3):
+        value = net.op(
+            "Relu",
+            net.op(
+                "Conv",
+                value,
+                net.weight(256, 16 if value == "image" else 256, 3, 3, scale=0.02),
+                net.weight(256),
+                pads=[1, 1, 1, 1],
+            ),
+        )
+    net.op(
+        "Gemm",
+        net.op("Flatten", net.op("GlobalAveragePool", value)),
+        net.weight(5, 256),
+        net.weight(5),
+        output="logits",
+        transB=1,
+    )
+    return net.build({"image": ["N", 16, 16, 16]}, {"logits": ["N", 5]})
 
 
 def over_two_gigabytes(file: Path, *, layers: int = 9, width: int = 8192) -> None:

@@ -18,8 +18,8 @@ from edgeopt.graph import tensors
 
 Code = TypeVar("Code", np.uint8, np.int8, np.float32)
 
-LEAST_ELEMENTS = 1024
-"""Smaller constants save nothing: the nodes that unpack them take some hundred bytes."""
+LEAST_ELEMENTS = 256
+"""Smaller constants save next to nothing: the node that unpacks one and its scales take some two hundred bytes."""
 _STANDARD = ("", "ai.onnx")
 
 

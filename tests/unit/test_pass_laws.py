@@ -54,12 +54,14 @@ CONVOLUTIONS = ("depthwise_residual", "shared_initializers")
 """Nothing there for dynamic quantization."""
 PRUNABLE = ("conv_net", "depthwise_residual", "scaled_head", "mlp", "bert_block")
 """The others' channels all reach an output, a state or a body."""
+PACKED = ("conv_net", "mlp", "bert_block", "lstm")
+"""The others have no weight of 256 elements."""
 LOSSLESS = 1e-11
 LAWS = (
     Law("tidy", {}, MODELS, LOSSLESS, idempotent=True),
     Law("fold_batch_norm", {}, MODELS, LOSSLESS, idempotent=True),
     Law("fuse_transformer", {}, ("bert_block",), LOSSLESS),
-    Law("cast_fp16", {"mode": "weights"}, ("conv_net", "mlp", "bert_block", "lstm"), 1e-5),
+    Law("cast_fp16", {"mode": "weights"}, PACKED, 1e-5),
     Law("cast_fp16", {"mode": "full"}, tuple(name for name in MODELS if name != "loop"), 1e-5),
     Law("quantize_dynamic", {}, tuple(name for name in MODELS if name not in CONVOLUTIONS), 2e-2),
     Law("quantize_static", {}, tuple(name for name in MODELS if name not in ("loop", "old_softmax")), 2e-2),
@@ -94,13 +96,11 @@ LAWS = (
         tuple(name for name in MODELS if name not in ("depthwise_residual", "loop", "shared_initializers")),
         LOSSLESS,
     ),
-    Law("quantize_weights", {}, ("bert_block",), 1e-3),
-    Law("quantize_weights", {"bits": 6, "levels": "palette", "small": 0.0}, ("bert_block",), 1e-2),
-    Law(
-        "quantize_weights", {"bits": 5, "levels": "affine", "block": 16, "compensation": "gptq"}, ("bert_block",), 1e-2
-    ),
-    Law("quantize_weights", {"bits": 3, "levels": "palette", "mean_bits": 5.0, "small": 0.0}, ("bert_block",), 2e-2),
-    Law("quantize_weights", {"bits": 4, "form": "kernel", "block": 16, "compensation": "gptq"}, ("bert_block",), 3e-2),
+    Law("quantize_weights", {}, PACKED, 1e-3),
+    Law("quantize_weights", {"bits": 6, "levels": "palette", "small": 0.0}, PACKED, 1e-2),
+    Law("quantize_weights", {"bits": 5, "levels": "affine", "block": 16, "compensation": "gptq"}, PACKED, 1e-2),
+    Law("quantize_weights", {"bits": 3, "levels": "palette", "mean_bits": 5.0, "small": 0.0}, PACKED, 2e-2),
+    Law("quantize_weights", {"bits": 4, "form": "kernel", "block": 16, "compensation": "gptq"}, PACKED, 3e-2),
 )
 TRAINED = ("distill", "learn_rounding")
 WITHOUT_TORCH = pytest.mark.skipif(find_spec("torch") is None, reason="needs torch: pip install 'edgeopt[train]'")

@@ -179,7 +179,7 @@ def test_mode_off_still_limits_resources() -> None:
     done = run_with("sandbox='off', memory_bytes=1 << 30", "")
     assert "switched off" in done.stdout
     code = (
-        "import edgeopt.worker.sandbox as s; from edgeopt.records import WorkerLimits\n"
+        "import edgeopt.worker.sandbox as s; from edgeopt.policy import WorkerLimits\n"
         "s.apply(read=[], write=[], limits=WorkerLimits(sandbox='off', memory_bytes=1 << 30))\n"
         "bytearray(3 << 30)"
     )
@@ -193,7 +193,7 @@ def test_drivers_door_opens_only_for_a_job_that_was_given_it(given: bool) -> Non
     # a terminal's master stands in for a GPU's device file: a driver that answers ioctl
     code = f"""
 import fcntl, os, resource, termios
-import edgeopt.worker.sandbox as s; from edgeopt.records import WorkerLimits; from pathlib import Path
+import edgeopt.worker.sandbox as s; from edgeopt.policy import WorkerLimits; from pathlib import Path
 s.apply(read=[], write=[], limits=WorkerLimits(memory_bytes=1 << 32), gpu=[Path("/dev/ptmx")] if {given} else [])
 print(resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY)
 fcntl.ioctl(os.open("/dev/ptmx", os.O_RDWR), termios.TIOCGPTN, bytes(4))
@@ -204,7 +204,7 @@ fcntl.ioctl(os.open("/dev/ptmx", os.O_RDWR), termios.TIOCGPTN, bytes(4))
 
 def test_worker_dies_with_the_process_that_started_it() -> None:
     inner = (
-        "import edgeopt.worker.sandbox as s, time, os; from edgeopt.records import WorkerLimits\n"
+        "import edgeopt.worker.sandbox as s, time, os; from edgeopt.policy import WorkerLimits\n"
         "s.apply(read=[], write=[], limits=WorkerLimits())\nprint(os.getpid(), flush=True); time.sleep(60)"
     )
     outer = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {inner!r}]); time.sleep(60)"

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from edgeopt.protocols import Model
 
 _BYTE = 8
+_LEAST_ELEMENTS = 1024
+"""A smaller weight has no zeros to spare, and the nodes that undo its mask take as much as they save."""
 _LEAST_FOUND = 0.1
 """Share of zeros below which a layer counts as dense."""
 Kind = TypeVar("Kind", bound=np.generic)
@@ -141,7 +143,9 @@ def _weights(model: ir.Model, scheme: SparseScheme) -> list[Weight]:
     found = [
         weight
         for weight in compact.weights(model.graph)
-        if portable.suits(weight, layers) and skip.isdisjoint({weight.name, quantizable.layer_name(weight.reader)})
+        if weight.size >= _LEAST_ELEMENTS
+        and portable.suits(weight, layers)
+        and skip.isdisjoint({weight.name, quantizable.layer_name(weight.reader)})
     ]
     small = 0.0 if scheme.method == "found" else scheme.small
     dense = sparsify.smallest({weight.name: weight.size for weight in found}, small)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.graph import endings
+from edgeopt.graph.detections import DetectionLayout, shared_layout
 from edgeopt.records import Signature
-from edgeopt.stages.judges import DetectionLayout, detection_layout
 
 _CLASS_WORDS = ("logit", "prob", "class", "score", "pred")
 _TOLERANCE = 1e-3
@@ -57,8 +57,8 @@ def _recognise_one(
     first = seen[0]
     if first.dtype.kind != "f" or first.size == 0:
         return OutputForm(name=name, index=index, kind="discrete")
-    if all(detection_layout(array) for array in seen):
-        return OutputForm(name=name, index=index, kind="detection", layout=detection_layout(first))
+    if (layout := shared_layout(seen)) is not None:
+        return OutputForm(name=name, index=index, kind="detection", layout=layout)
     if scores := _class_scores(name, end, seen, labelled=labelled):
         return OutputForm(name=name, index=index, kind="classes", scores=scores)
     if first.ndim == 2 and first.shape[1] > 1:

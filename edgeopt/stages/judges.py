@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.graph.detections import DetectionLayout, box_shares
+
 Floats = NDArray[np.float64]
 _TINY = 1e-30
 _EVEN_CHANCE = 0.5
 """A sample on the boundary flips one way or the other."""
 _MASK_LEVEL = 0.5
-_LEAST_BOXES = 32
-_FEWEST_COLUMNS = 5
 _FEWEST_MEASURED = 8
 """So many samples must show how far margins move before the others are taken to be like them."""
 
@@ -135,45 +135,13 @@ def mask_overlap(original: NDArray[Any], candidate: NDArray[Any]) -> float:
     return float((first & second).sum() / union) if union else 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class DetectionLayout:
-    """Where a detector's raw output [1, boxes, columns] (or its transpose) keeps coordinates and scores."""
-
-    transposed: bool
-
-    def parts(self, output: NDArray[Any]) -> tuple[Floats, Floats]:
-        """(boxes [n, 4], scores [n, columns - 4])."""
-        rows = np.asarray(output, dtype=np.float64)[0]
-        rows = rows.T if self.transposed else rows
-        return rows[:, :4], rows[:, 4:]
-
-
-def detection_layout(output: NDArray[Any]) -> DetectionLayout | None:
-    """Recognise [1, boxes, 4 + scores] and [1, 4 + scores, boxes]: scores within 0..1, coordinates beyond it."""
-    if output.ndim != 3 or output.shape[0] != 1:
-        return None
-    for transposed in (False, True):
-        boxes, columns = (output.shape[2], output.shape[1]) if transposed else (output.shape[1], output.shape[2])
-        if boxes < _LEAST_BOXES or columns < _FEWEST_COLUMNS or boxes < columns:
-            continue
-        layout = DetectionLayout(transposed)
-        coordinates, scores = layout.parts(output)
-        if scores.min() >= 0.0 and scores.max() <= 1.0 and np.abs(coordinates).max() > 1.0:
-            return layout
-    return None
-
-
 def detection_noise(
     layout: DetectionLayout, original: NDArray[Any], candidate: NDArray[Any]
 ) -> dict[str, tuple[float, float]]:
-    """(noise, signal) of the scores, and of the coordinates where the original sees something.
-
-    Boxes count by the original's best score, so that thousands of empty boxes neither hide nor make an error.
-    """
+    """(noise, signal) of the scores, and of the coordinates where the original sees something."""
     boxes, scores = layout.parts(original)
     other_boxes, other_scores = layout.parts(candidate)
-    weight = scores.max(axis=1)
-    weight = weight / max(float(weight.sum()), _TINY)
+    weight = box_shares(scores)
     return {
         "scores": noise_and_signal(scores, other_scores),
         "boxes": (

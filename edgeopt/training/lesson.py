@@ -62,6 +62,7 @@ class Lesson:
         inputs = resolved(course.inputs, self._samples[0])
         chosen, judging = held_out(len(self._samples))
         self._judging = judging
+        self.held_out = len(judging)
         self.also = hints.choose(model, student, teacher, self._samples[0], course)
         self._names = [*(str(output.name) for output in model.graph.outputs), *self.also]
         self._verdicts = self._stack.enter_context(Shelf(_file(folder, "answers")))

@@ -26,13 +26,11 @@ from edgeopt.errors import PassFailed
 from edgeopt.training import checkpoint
 from edgeopt.training.course import Course
 from edgeopt.training.descent import Descent
-from edgeopt.training.schedule import rate, steps_between_looks
+from edgeopt.training.schedule import found_rate, rate, steps_between_looks
 
 if TYPE_CHECKING:
     from edgeopt.training.lesson import Part
 
-RATES = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-"""What ``learning_rate=auto`` tries."""
 _PROBE_SHARE, _SHORTEST_PROBE, _LONGEST_PROBE = 40, 8, 25
 """Steps of one probe: a fortieth of the training, within bounds."""
 _PROBES_TIME = 0.25
@@ -59,6 +57,8 @@ class Teaching(Protocol):
     """What the loop needs of ``lesson.Lesson``."""
 
     also: tuple[str, ...]
+    held_out: int
+    """How many samples judge."""
 
     def parts(self, step: int) -> Iterator[Part]:
         """The batch of a step, in parts."""
@@ -152,7 +152,7 @@ class _Run:
         self._best = self._descent.copied()
         self._standing = Standing()
         self._saved_s = watch.clock()
-        self._look_every = steps_between_looks(course.steps)
+        self._look_every = steps_between_looks(course.steps, held_out=lesson.held_out, batch=course.batch)
 
     def begin(self) -> None:
         first = self._judged()
@@ -257,20 +257,16 @@ class _Run:
         return max(held, 0.0)
 
     def _found_rate(self) -> float:
-        """The rate with the lowest held-out loss after a short probe; the lowest rate where none gains anything."""
+        """The rate whose short probe ends with the lowest held-out loss; a share of the time is for that."""
         steps = max(_SHORTEST_PROBE, min(_LONGEST_PROBE, self._course.steps // _PROBE_SHARE))
         now, deadline = self._watch.clock(), self._watch.deadline_s
         probes_end = math.inf if deadline is None else now + (deadline - now) * _PROBES_TIME
-        found, lowest = RATES[0], self._standing.first
-        for peak in RATES:
-            if self._watch.clock() >= probes_end:
-                break
-            held = self._probed(peak, steps)
-            if held < lowest:
-                found, lowest = peak, held
-            elif held > _RUNAWAY * self._standing.first:
-                break  # a higher rate would only run away faster
-        return found
+
+        def held(peak: float) -> float:
+            return self._probed(peak, steps) if self._watch.clock() < probes_end else math.inf
+
+        first = self._standing.first
+        return found_rate(held, nothing=first, runaway=_RUNAWAY * first)
 
     def _probed(self, peak: float, steps: int) -> float:
         try:

@@ -6,7 +6,8 @@ an output gets is read off the graph's end and the teacher's answers, by the rul
 - ``kl``       for class scores: KL divergence of distributions softened by a temperature, times its square so that the gradients keep their size
                (G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531)
 - ``mse``      regression on the output, in units of the teacher's variance; on logits it is the loss of J. Ba and R. Caruana, "Do Deep Nets Really Need
-               to be Deep?", NeurIPS 2014
+               to be Deep?", NeurIPS 2014. A detector's table counts as it is judged: scores by themselves, coordinates by the teacher's best score of
+               their box
 - ``cosine``   for embeddings: one minus the cosine over the last axis
 - ``features`` the outputs' own losses, and the mean squared error of intermediate values that both models have under one name and in one shape, after
                A. Romero et al., "FitNets: Hints for Thin Deep Nets", arXiv:1412.6550 (whose regressors bridge unequal shapes: here those are left out)
@@ -27,6 +28,7 @@ from torch.nn import functional
 
 from edgeopt.errors import PassFailed
 from edgeopt.graph import endings
+from edgeopt.graph.detections import COORDINATES, DetectionLayout, box_shares, shared_layout
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,12 +43,15 @@ _CLASS_KINDS = ("logits", "probabilities", "log_probabilities", "binary")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """One value's share of the loss. ``kind``: logits, probabilities, log_probabilities, binary, mse or cosine."""
+    """One value's share of the loss. ``kind``: logits, probabilities, log_probabilities, binary, mse, cosine, scores or boxes."""
 
     name: str
     kind: str
     variance: float = 1.0
+    """Of the teacher's answers, or their mean square: the unit of squared errors."""
     weight: float = 1.0
+    transposed: bool = False
+    """A detector's table with the boxes on its last axis."""
 
 
 def terms(
@@ -93,6 +98,8 @@ def _terms_of(name: str, loss: str, kind: str, seen: Sequence[NDArray[Any]]) -> 
         return [regression]
     if loss == "cosine":
         return [Term(name=name, kind="cosine")] if seen[0].ndim > 1 else [regression]
+    if loss != "kl" and (layout := shared_layout(list(seen))) is not None:
+        return _detection(name, layout, seen)
     if kind in _CLASS_KINDS:
         return [Term(name=name, kind=kind)]
     if loss == "kl":
@@ -101,10 +108,22 @@ def _terms_of(name: str, loss: str, kind: str, seen: Sequence[NDArray[Any]]) -> 
     return [Term(name=name, kind="cosine"), regression] if kind == "embedding" else [regression]
 
 
+def _detection(name: str, layout: DetectionLayout, seen: Sequence[NDArray[Any]]) -> list[Term]:
+    """Scores and boxes, each in units of what ``stages.judges`` calls its signal."""
+    signals = []
+    for answer in seen:
+        boxes, scores = layout.parts(answer)
+        seen_where = (boxes**2).mean(axis=1) * box_shares(scores)
+        signals.append((float((scores**2).mean()), float(seen_where.sum())))
+    units = np.maximum(np.mean(signals, axis=0), _SMALLEST_VARIANCE)
+    kinds = zip(("scores", "boxes"), units, strict=True)
+    return [Term(name=name, kind=kind, variance=float(unit), transposed=layout.transposed) for kind, unit in kinds]
+
+
 def _kind(end: tuple[str, ...], seen: Sequence[NDArray[Any]]) -> str:
     """What an output holds: class scores of some form, ``embedding`` or ``dense``."""
-    if end and end[0] == "Sigmoid":
-        return "binary"
+    if end and end[0] == "Sigmoid" and all(array.size == array.shape[0] for array in seen if array.ndim):
+        return "binary"  # one a sample; a map of sigmoids is judged by its noise, and taught by it
     if any(array.ndim < 2 or array.shape[-1] < 2 for array in seen) or len({array.shape[-1] for array in seen}) > 1:
         return "dense"
     flat = np.concatenate([array.reshape(-1, array.shape[-1]).astype(np.float64) for array in seen])
@@ -157,6 +176,25 @@ def _cosine(ours: Tensor, theirs: Tensor, _part: Term, _temperature: float) -> T
     return (1.0 - functional.cosine_similarity(ours, theirs, dim=-1)).mean()
 
 
+def _scores(ours: Tensor, theirs: Tensor, part: Term, _temperature: float) -> Tensor:
+    """Squared error of a detector's scores."""
+    ours, theirs = (_boxes_first(table, part)[..., COORDINATES:] for table in (ours, theirs))
+    return functional.mse_loss(ours, theirs) / part.variance
+
+
+def _boxes(ours: Tensor, theirs: Tensor, part: Term, _temperature: float) -> Tensor:
+    """Squared error of a detector's coordinates; boxes count by the teacher's best score."""
+    ours, theirs = _boxes_first(ours, part), _boxes_first(theirs, part)
+    weight = theirs[..., COORDINATES:].amax(dim=-1)
+    share = weight / weight.sum(dim=-1, keepdim=True).clamp(min=_SMALLEST_VARIANCE)
+    errors = (ours[..., :COORDINATES] - theirs[..., :COORDINATES]).square().mean(dim=-1)
+    return (errors * share).sum(dim=-1).mean() / part.variance
+
+
+def _boxes_first(table: Tensor, part: Term) -> Tensor:
+    return table.transpose(-1, -2) if part.transposed else table
+
+
 def _log(values: Tensor) -> Tensor:
     return values.clamp(min=_SMALLEST_PROBABILITY).log()
 
@@ -168,4 +206,6 @@ _DISTANCES = {
     "binary": _binary,
     "mse": _mse,
     "cosine": _cosine,
+    "scores": _scores,
+    "boxes": _boxes,
 }

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from edgeopt.graph import detections
 from edgeopt.stages import judges
 
 LOGITS = arrays.arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(2, 12)), elements=st.floats(-20, 20))
@@ -82,16 +83,16 @@ def _detector_output() -> np.ndarray:
 
 def test_detector_table_is_recognised_in_both_layouts() -> None:
     table = _detector_output()
-    assert judges.detection_layout(table) == judges.DetectionLayout(transposed=False)
-    assert judges.detection_layout(table.transpose(0, 2, 1)) == judges.DetectionLayout(transposed=True)
-    assert judges.detection_layout(np.zeros((1, 100, 6))) is None
+    assert detections.detection_layout(table) == detections.DetectionLayout(transposed=False)
+    assert detections.detection_layout(table.transpose(0, 2, 1)) == detections.DetectionLayout(transposed=True)
+    assert detections.detection_layout(np.zeros((1, 100, 6))) is None
 
 
 def test_lost_score_is_seen_although_the_coordinates_drown_it() -> None:
     original = _detector_output()
     candidate = original.copy()
     candidate[0, 3, 4:] = 0.0
-    parts = judges.detection_noise(judges.DetectionLayout(transposed=False), original, candidate)
+    parts = judges.detection_noise(detections.DetectionLayout(transposed=False), original, candidate)
     assert parts["boxes"][0] == 0.0
     assert parts["scores"][0] / parts["scores"][1] > 0.5
     plain = judges.noise_and_signal(original, candidate)

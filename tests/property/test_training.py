@@ -32,6 +32,42 @@ def test_rate_rises_to_its_peak_and_never_above_and_stays_positive(steps: int, p
     assert rates[warmup] == pytest.approx(peak)
 
 
+@given(st.integers(0, len(schedule.RATES) - 1), st.integers(0, 20), st.floats(0.1, 2.0))
+def test_rate_is_found_where_losses_fall_to_one_and_rise_behind_it(best: int, flat: int, depth: float) -> None:
+    asked = []
+
+    def held(peak: float) -> float:
+        asked.append(peak)
+        distance = abs(schedule.RATES.index(peak) - best)
+        return 1.0 if distance > flat else 1.0 - depth * (1 - distance / (flat + 1)) ** 2
+
+    assert schedule.found_rate(held, nothing=1.0, runaway=3.0) == schedule.RATES[best]
+    assert len(asked) == len(set(asked)) and (flat < 2 or len(asked) <= 2 + max(1, abs(best - 3)) + (best < 3))
+
+
+@given(st.integers(0, len(schedule.RATES)))
+def test_rate_is_the_lowest_where_none_gains_and_one_that_runs_away_is_not_surpassed(runs_away_from: int) -> None:
+    asked = []
+
+    def held(peak: float) -> float:
+        asked.append(peak)
+        return float("inf") if schedule.RATES.index(peak) >= runs_away_from else 1.1
+
+    assert schedule.found_rate(held, nothing=1.0, runaway=3.0) == schedule.RATES[0]
+    assert max(schedule.RATES.index(peak) for peak in asked) <= max(3, runs_away_from)
+
+
+@given(st.integers(1, 5000), st.integers(1, 64), st.integers(1, 64))
+def test_looks_take_no_longer_than_a_third_of_the_steps_unless_they_would_be_fewer_than_five(
+    steps: int, held_out: int, batch: int
+) -> None:
+    every = schedule.steps_between_looks(steps, held_out=held_out, batch=batch)
+    assert 1 <= every <= steps
+    looks = steps // every
+    assert looks <= 39
+    assert held_out * looks <= steps * batch or looks < 2 * 5
+
+
 @given(st.integers(1, 3000), st.integers(1, 100))
 def test_held_out_samples_are_not_trained_on_and_none_is_lost(count: int, most: int) -> None:
     training, judging = held_out(count, most=most)

@@ -251,6 +251,7 @@ class TurnedLesson:
     """The answer is 1, but from one step on the batches push away from it; judging does not."""
 
     also = ()
+    held_out = 1
 
     def __init__(self, *, turns_at: int, broken: bool = False) -> None:
         self._turns_at, self._broken = turns_at, broken

@@ -9,6 +9,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'edgeopt[train]'")
 
 from edgeopt.errors import PassFailed  # noqa: E402 - torch may be missing
+from edgeopt.graph import detections  # noqa: E402
+from edgeopt.stages import judges  # noqa: E402
 from edgeopt.training import losses  # noqa: E402
 
 RANDOM = np.random.default_rng(0)
@@ -34,12 +36,52 @@ def answers_of(model, count: int = 3):
         (builders.mlp, ["probabilities"]),
         (builders.depthwise_residual, ["mse"]),
         (builders.bert_block, ["mse"]),
-        (builders.lstm, ["binary", "mse"]),
+        (builders.lstm, ["mse", "mse"]),
     ],
 )
 def test_auto_takes_the_loss_that_fits_the_graphs_end(build, kinds) -> None:
     model = build()
     assert [term.kind for term in losses.terms(model, "auto", answers_of(model))] == kinds
+
+
+@pytest.mark.parametrize(("rows", "outputs", "kind"), [([], 1, "binary"), ([4], 8, "mse")])
+def test_sigmoids_are_taught_as_they_are_judged_one_as_classes_a_map_by_its_noise(rows, outputs, kind) -> None:
+    net = builders.Net()
+    net.op("Sigmoid", net.op("MatMul", "rows", net.weight(6, outputs)), output="share")
+    model = net.build({"rows": ["N", *rows, 6]}, {"share": ["N", *rows, outputs]})
+    assert [term.kind for term in losses.terms(model, "auto", answers_of(model))] == [kind]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_detectors_table_is_taught_by_what_it_is_judged_by(transposed: bool) -> None:
+    random = np.random.default_rng(1)
+
+    def turned(table: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(table.transpose(0, 2, 1)) if transposed else table
+
+    tables = []
+    for _ in range(3):
+        boxes, scores = random.uniform(0, 400, (1, 100, 4)), random.uniform(0, 0.5, (1, 100, 3)) ** 4
+        tables.append(np.concatenate([boxes, scores], axis=2).astype(np.float32))
+    student = [table + random.standard_normal(table.shape).astype(np.float32) * 0.01 for table in tables]
+    model = builders.depthwise_residual()
+    terms = losses.terms(model, "auto", [{"features": turned(table)} for table in tables])
+    assert [term.kind for term in terms] == ["scores", "boxes"]
+    found = losses.loss_of(
+        terms,
+        {"features": torch.from_numpy(turned(np.concatenate(student)))},
+        {"features": torch.from_numpy(turned(np.concatenate(tables)))},
+        temperature=1.0,
+    )
+    layout = detections.DetectionLayout(transposed)
+    pairs = [
+        judges.detection_noise(layout, turned(table), turned(ours)) for table, ours in zip(tables, student, strict=True)
+    ]
+    expected = sum(
+        float(np.mean([pair[part][0] for pair in pairs]) / np.mean([pair[part][1] for pair in pairs]))
+        for part in ("scores", "boxes")
+    )
+    assert float(found) == pytest.approx(expected, rel=1e-3)
 
 
 def test_embedding_is_taught_by_its_direction_and_its_length() -> None:

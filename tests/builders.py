@@ -257,6 +257,22 @@ def shared_initializers(*, seed: int = 8) -> ir.Model:
     return net.build({"image": ["N", 4, 6, 6]}, {"sum": ["N", 4, 6, 6]})
 
 
+def constants_anywhere(*, seed: int = 12) -> ir.Model:
+    """Large constants where layers do not have their weights: alone in a node, on the left of a product, as data of a convolution, in a choice."""
+    net = Net(seed=seed)
+    table = net.weight(16, 32)
+    wide = net.op("MatMul", "rows", table)
+    back = net.op("MatMul", net.op("Relu", wide), net.op("Transpose", table, perm=[1, 0]))
+    turned = net.op("Transpose", back, perm=[1, 0])
+    left = net.op("MatMul", net.weight(24, 16), turned)
+    product = net.op("Gemm", net.weight(16, 24), left, net.op("Exp", net.weight(16, 1)))
+    chosen = net.op("Where", net.op("Greater", "rows", net.const(np.float32(0))), net.weight(1, 16), "rows")
+    picture = net.op("Conv", net.weight(1, 4, 8, 8), net.weight(16, 4, 8, 8))
+    sums = net.op("Add", net.op("Transpose", product, perm=[1, 0]), chosen)
+    net.op("Add", sums, net.op("Reshape", picture, net.ints(1, 16)), output="sums")
+    return net.build({"rows": ["N", 16]}, {"sums": ["N", 16]})
+
+
 def old_softmax(*, seed: int = 9) -> ir.Model:
     """Opset 11, whose Softmax flattens everything behind its axis, and Squeeze with axes as an attribute."""
     net = Net(seed=seed, opset=11)

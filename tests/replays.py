@@ -27,6 +27,7 @@ MODELS: dict[str, Callable[[], ir.Model]] = {
     "branches": builders.branches,
     "loop": builders.loop,
     "shared_initializers": builders.shared_initializers,
+    "constants_anywhere": builders.constants_anywhere,
     "old_softmax": builders.old_softmax,
 }
 

@@ -137,7 +137,7 @@ def _axis(node: ir.Node, value: ir.Value, rank: int) -> int:
     known = {
         "ConvTranspose": 1,
         "Gemm": 0 if transposed is not None and transposed.as_int() else 1,
-        "MatMul": rank - 1 if node.inputs[1] is value else 0,
+        "MatMul": rank - 1 if node.inputs[-1] is value else 0,
         "LSTM": 1,
         "GRU": 1,
         "RNN": 1,

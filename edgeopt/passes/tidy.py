@@ -102,12 +102,22 @@ def _optimize(model: ir.Model) -> None:
         if shapes.settle_reshapes(model):
             shapes.infer(model)
         shapes.forget_invented(model, named)
+        _straighten(model)
         common.DeduplicateHashedInitializersPass(size_limit=1 << 40)(model)
     except (PassError, RuntimeError, ValueError) as error:
         raise PassFailed(
             f"the graph cannot be cleaned up: {str(error.__cause__ or error)[:200]}",
             hint="Run the model through the exporter's own simplifier first.",
         ) from error
+
+
+def _straighten(model: ir.Model) -> None:
+    """A folded Transpose leaves a view of its input, which cannot be hashed and keeps the input alive."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.Tensor) and not tensor.numpy().flags.c_contiguous:
+                edit.set_constant(value, tensor.numpy(), dtype=tensor.dtype)
 
 
 def _worth_folding(node: ir.Node) -> bool | None:

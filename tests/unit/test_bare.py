@@ -9,7 +9,17 @@ import pytest
 
 from edgeopt.graph import bare, check, edit
 
-MODELS = ("conv_net", "mlp", "bert_block", "lstm", "branches", "loop", "shared_initializers", "old_softmax")
+MODELS = (
+    "conv_net",
+    "mlp",
+    "bert_block",
+    "lstm",
+    "branches",
+    "loop",
+    "shared_initializers",
+    "old_softmax",
+    "constants_anywhere",
+)
 
 
 def build(name: str) -> ir.Model:

@@ -32,6 +32,7 @@ MODELS = (
     "loop",
     "shared_initializers",
     "old_softmax",
+    "constants_anywhere",
 )
 
 
@@ -54,8 +55,10 @@ CONVOLUTIONS = ("depthwise_residual", "shared_initializers")
 """Nothing there for dynamic quantization."""
 PRUNABLE = ("conv_net", "depthwise_residual", "scaled_head", "mlp", "bert_block")
 """The others' channels all reach an output, a state or a body."""
-PACKED = ("conv_net", "mlp", "bert_block", "lstm")
+PACKED = ("conv_net", "mlp", "bert_block", "lstm", "constants_anywhere")
 """The others have no weight of 256 elements."""
+UNROUNDED = ("branches", "loop", "shared_initializers", "constants_anywhere")
+"""No layer that reads all channels has a weight of its own."""
 LOSSLESS = 1e-11
 LAWS = (
     Law("tidy", {}, MODELS, LOSSLESS, idempotent=True),
@@ -68,13 +71,13 @@ LAWS = (
     Law(
         "round_weights",
         {},
-        tuple(name for name in MODELS if name not in ("branches", "loop", "shared_initializers")),
+        tuple(name for name in MODELS if name not in UNROUNDED),
         2e-3,
     ),
     Law(
         "learn_rounding",
         {"steps": 40},
-        tuple(name for name in MODELS if name not in ("branches", "loop", "shared_initializers")),
+        tuple(name for name in MODELS if name not in UNROUNDED),
         2e-3,
     ),
     Law(
@@ -84,7 +87,7 @@ LAWS = (
         2e-2,
     ),
     Law("prune_channels", {"ratio": 0.3}, PRUNABLE, 5e-2),
-    Law("prune_channels", {"ratio": 0.3, "criterion": "l1", "refit": False}, PRUNABLE, 0.3),
+    Law("prune_channels", {"ratio": 0.3, "criterion": "l1", "refit": False}, (*PRUNABLE, "constants_anywhere"), 0.6),
     Law("prune_weights", {"small": 0.0}, ("bert_block",), 3e-2),
     Law("prune_weights", {"pattern": "2:4", "bits": 5, "small": 0.0}, ("bert_block",), 3e-2),
     Law("prune_weights", {"ratio": 0.2, "method": "magnitude", "form": "dense", "small": 0.0}, ("bert_block",), 3e-2),

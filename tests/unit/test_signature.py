@@ -159,3 +159,7 @@ def test_every_layer_of_a_cache_finds_its_own_output() -> None:
     pairs = find_states(inputs, outputs)
     assert len(pairs) == 24
     assert all(pair.input.removeprefix("past_key_values") == pair.output.removeprefix("present") for pair in pairs)
+
+
+def test_constants_are_counted_wherever_they_stand() -> None:
+    assert signature_of(builders.constants_anywhere()).zeros == 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import builders
 import numpy as np
 import onnx_ir as ir
 import pytest

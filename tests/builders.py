@@ -20,6 +20,20 @@ from edgeopt.records import Signature, Target, TensorSpec
 
 Arrays = dict[str, np.ndarray]
 Shape = Sequence[int | str | None]
+TRAITS = (
+    "conv_net",
+    "depthwise_residual",
+    "scaled_head",
+    "mlp",
+    "bert_block",
+    "lstm",
+    "branches",
+    "loop",
+    "shared_initializers",
+    "old_softmax",
+    "constants_anywhere",
+)
+"""Builders whose models take part in what is tested on all."""
 
 
 class Net:
@@ -264,7 +278,7 @@ def constants_anywhere(*, seed: int = 12) -> ir.Model:
     wide = net.op("MatMul", "rows", table)
     back = net.op("MatMul", net.op("Relu", wide), net.op("Transpose", table, perm=[1, 0]))
     turned = net.op("Transpose", back, perm=[1, 0])
-    left = net.op("MatMul", net.weight(24, 16), turned)
+    left = net.op("MatMul", net.weight(24, 16, scale=0.05), turned)
     product = net.op("Gemm", net.weight(16, 24), left, net.op("Exp", net.weight(16, 1)))
     chosen = net.op("Where", net.op("Greater", "rows", net.const(np.float32(0))), net.weight(1, 16), "rows")
     picture = net.op("Conv", net.weight(1, 4, 8, 8), net.weight(16, 4, 8, 8))

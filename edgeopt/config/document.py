@@ -83,7 +83,7 @@ def _decoded(text: str | bytes) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Unreadable(raw[: error.start].count(b"\n") + 1, "the file is not UTF-8") from error
+        raise Unreadable(raw[: error.start].count(b"\n") + 1, "the file is not UTF-8 text; save it as UTF-8") from error
 
 
 def _refuse_tokens(tokens: Iterable[yaml.Token]) -> None:

@@ -11,13 +11,14 @@ import os
 import re
 from typing import NoReturn
 
-from edgeopt.daemon.gate_zip import member_names
+from edgeopt.daemon.gate_zip import check_npz, member_names
 from edgeopt.daemon.names import escaped, is_waiting
 from edgeopt.errors import (
     BadData,
     EmptyFile,
     ForbiddenFormat,
     NotAModel,
+    TooLarge,
     TruncatedModel,
     UnsafeReference,
     UnsupportedModel,
@@ -33,26 +34,26 @@ _PICKLE_HINT = "Export the model as ONNX: a pickle runs code when it is opened, 
 _CONVERT_HINT = "Convert the model to ONNX and drop the .onnx file."
 
 _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"\x1f\x8b", "gzip data", "Unpack it and drop the model inside."),
-    (0, b"BZh", "bzip2 data", "Unpack it and drop the model inside."),
-    (0, b"\xfd7zXZ\x00", "xz data", "Unpack it and drop the model inside."),
-    (0, b"\x28\xb5\x2f\xfd", "zstd data", "Unpack it and drop the model inside."),
-    (0, b"\x04\x22\x4d\x18", "lz4 data", "Unpack it and drop the model inside."),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it and drop the model inside."),
-    (0, b"Rar!\x1a\x07", "a RAR archive", "Unpack it and drop the model inside."),
+    (0, b"\x1f\x8b", "gzip data", "Unpack it and drop what is inside."),
+    (0, b"BZh", "bzip2 data", "Unpack it and drop what is inside."),
+    (0, b"\xfd7zXZ\x00", "xz data", "Unpack it and drop what is inside."),
+    (0, b"\x28\xb5\x2f\xfd", "zstd data", "Unpack it and drop what is inside."),
+    (0, b"\x04\x22\x4d\x18", "lz4 data", "Unpack it and drop what is inside."),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it and drop what is inside."),
+    (0, b"Rar!\x1a\x07", "a RAR archive", "Unpack it and drop what is inside."),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras)", _CONVERT_HINT),
     (4, b"TFL3", "a TensorFlow Lite model", _CONVERT_HINT),
     (4, b"ORTM", "a model in ONNX Runtime's own .ort format", "Drop the .onnx file that it was made from."),
     (0, b"GGUF", "a GGUF model", _CONVERT_HINT),
     (0, b"\x93NUMPY", "a NumPy array", "Drop arrays as NAME.calibration.npz or NAME.eval.npz beside the model."),
-    (0, b"\x89PNG", "a PNG picture", "Drop the model's .onnx file."),
-    (0, b"\xff\xd8\xff", "a JPEG picture", "Drop the model's .onnx file."),
-    (0, b"%PDF", "a PDF document", "Drop the model's .onnx file."),
-    (0, b"\x7fELF", "a program", "Drop the model's .onnx file."),
+    (0, b"\x89PNG", "a PNG picture", "Drop the model as .onnx, samples as .npz."),
+    (0, b"\xff\xd8\xff", "a JPEG picture", "Drop the model as .onnx, samples as .npz."),
+    (0, b"%PDF", "a PDF document", "Drop the model as .onnx, samples as .npz."),
+    (0, b"\x7fELF", "a program", "Drop the model as .onnx, samples as .npz."),
     (
         0,
         b"version https://git-lfs",
-        "a Git LFS pointer, not the model itself",
+        "a Git LFS pointer, not the file itself",
         "Run git lfs pull and drop the real file.",
     ),
 )
@@ -104,16 +105,39 @@ def refuse_by_content(fd: int, size_bytes: int) -> None:
             f"the file starts with {len(head)} zeros: it was allocated but not filled",
             hint="Copy the whole file again.",
         )
-    for offset, magic, what, hint in _MAGIC:
-        if head[offset:].startswith(magic):
-            raise NotAModel(f"the file is {what}", hint=hint)
+    if (found := _nature(head)) is not None:
+        raise NotAModel(f"the file is {found[0]}", hint=found[1])
     if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < size_bytes:
         raise NotAModel("the file is safetensors: weights without their graph", hint=_CONVERT_HINT)
+
+
+def refuse_data(fd: int, size_bytes: int, *, name: str, max_bytes: int) -> None:
+    """Refuse what is no .npz of at most ``max_bytes`` of plain numbers; the messages speak of ``name``, since the model is dropped beside it.
+
+    Raises :class:`~edgeopt.errors.EmptyFile`, :class:`~edgeopt.errors.BadData`, :class:`~edgeopt.errors.ForbiddenFormat` or :class:`~edgeopt.errors.TooLarge`.
+    """
+    shown = escaped(name)
+    if size_bytes == 0:
+        raise EmptyFile(f"{shown} is empty", hint="Copy the file again.")
+    if (found := _nature(os.pread(fd, _HEAD_BYTES, 0))) is not None:
+        raise BadData(f"{shown} is {found[0]}", hint=found[1])
+    try:
+        check_npz(fd, size_bytes, max_bytes=max_bytes)
+    except (BadData, ForbiddenFormat, TooLarge) as error:
+        raise type(error)(f"{shown}: {error.message}", hint=error.hint) from error
+
+
+def _nature(head: bytes) -> tuple[str, str] | None:
+    """(what a file is by its first bytes, what to do about it), where it is neither a model nor an archive of arrays."""
+    for offset, magic, what, hint in _MAGIC:
+        if head[offset:].startswith(magic):
+            return what, hint
     if _WEB_PAGE.match(head):
-        raise NotAModel(
-            "the file is a web page, most likely an error or login page saved in the model's place",
-            hint="Download the model again and look at what arrives.",
+        return (
+            "a web page, most likely an error or login page saved in its place",
+            "Download the file again and look at what arrives.",
         )
+    return None
 
 
 def _is_pickle(head: bytes, *, last: bytes) -> bool:
@@ -142,7 +166,7 @@ def _refuse_archive(fd: int, size_bytes: int) -> NoReturn:
             "the file is an archive of NumPy arrays",
             hint="Drop it as NAME.calibration.npz or NAME.eval.npz beside a model.",
         )
-    raise NotAModel("the file is a zip archive", hint="Unpack it and drop the model inside.")
+    raise NotAModel("the file is a zip archive", hint="Unpack it and drop what is inside.")
 
 
 def plain_location(location: str) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from edgeopt.daemon import gate, gate_zip, protowalk, samples_folder, take
+from edgeopt.daemon import gate, protowalk, samples_folder, take
 from edgeopt.daemon.drops import Drop, full_path
 from edgeopt.daemon.names import escaped, model_format
 from edgeopt.daemon.scan import Stamp, describe
@@ -196,10 +196,8 @@ class Taking:
                     self.copy(opened, name)
             return role
         with self.opened(path) as opened:
-            if opened.size_bytes == 0:
-                raise EmptyFile(f"{escaped(path)} is empty", hint="Copy the file again.")
             self.count(opened, "data")
-            gate_zip.check_npz(opened.fd, opened.size_bytes, max_bytes=self.limits.model_bytes)
+            gate.refuse_data(opened.fd, opened.size_bytes, name=path, max_bytes=self.limits.model_bytes)
             self.wait_for_writer(opened)
             self.copy(opened, f"{role}.npz")
         return f"{role}.npz"

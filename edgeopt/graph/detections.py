@@ -5,6 +5,7 @@ Asked by ``stages`` (how candidates are judged) and by ``training.losses`` (what
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,14 +46,13 @@ def detection_layout(output: NDArray[Any]) -> DetectionLayout | None:
     return None
 
 
-def shared_layout(seen: list[NDArray[Any]]) -> DetectionLayout | None:
-    """The layout of all of ``seen``, or None where one of them is no detector's."""
-    layouts = [detection_layout(array) for array in seen]
-    return layouts[0] if layouts and all(layouts) else None
+def shared_layout(seen: Sequence[NDArray[Any]]) -> DetectionLayout | None:
+    """The layout of all of ``seen`` (one or more outputs), or None where one of them is no detector's."""
+    return detection_layout(seen[0]) if all(detection_layout(array) for array in seen) else None
 
 
 def box_shares(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How much each box counts, out of scores [boxes, classes]: by its best one, so that thousands of empty boxes neither hide nor make an error."""
+    """How much each box counts, [boxes] that sum to 1, out of scores [boxes, classes]: by its best one, so that thousands of empty boxes neither hide nor make an error."""
     best = scores.max(axis=1)
     shares: NDArray[np.float64] = best / max(float(best.sum()), _TINY)
     return shares

@@ -7,7 +7,7 @@ up as they will in service.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,9 +84,24 @@ def make(
             hint="Check the shapes and value ranges of the samples.",
         ) from error
     forms = recognise(signature, ends, shown, labelled=samples.labels is not None)
+    if samples.labels is not None:
+        _check_labels(samples.labels, forms, shown[0])
     return Reference(
         signature=signature, samples=samples, indices=indices, forms=forms, file=file, origin=samples.origin
     )
+
+
+def _check_labels(labels: Labels, forms: Sequence[OutputForm], shown: Sequence[NDArray[Any]]) -> None:
+    """Raises :class:`BadData` where ``labels`` name classes that an output with class scores does not have: an accuracy by them would mean nothing."""
+    for form in forms:
+        if form.kind != "classes":
+            continue
+        classes = 2 if form.scores == "binary" else shown[form.index].shape[-1]
+        if labels.min() < 0 or labels.max() >= classes:
+            raise BadData(
+                f"the labels go from {labels.min()} to {labels.max()}, and output {form.name} has {classes} classes",
+                hint="Give class indices, counted from 0; leave labels out where they are something else.",
+            )
 
 
 def spread(count: int, most: int, *, ordered: bool) -> tuple[int, ...]:

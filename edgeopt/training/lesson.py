@@ -62,7 +62,6 @@ class Lesson:
         inputs = resolved(course.inputs, self._samples[0])
         chosen, judging = held_out(len(self._samples))
         self._judging = judging
-        self.held_out = len(judging)
         self.also = hints.choose(model, student, teacher, self._samples[0], course)
         self._names = [*(str(output.name) for output in model.graph.outputs), *self.also]
         self._verdicts = self._stack.enter_context(Shelf(_file(folder, "answers")))
@@ -98,6 +97,11 @@ class Lesson:
             rows = [self._views.feeds(pool, position) for position in some]
             answers = [self._pool(pool, epoch).answer(position) for position in some]
             yield _part(rows, answers, len(some) / len(positions))
+
+    @property
+    def held_out(self) -> int:
+        """How many samples judge."""
+        return len(self._judging)
 
     def judging(self) -> Iterator[Part]:
         """The held-out samples; the shares sum to 1."""

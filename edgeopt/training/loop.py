@@ -57,8 +57,10 @@ class Teaching(Protocol):
     """What the loop needs of ``lesson.Lesson``."""
 
     also: tuple[str, ...]
-    held_out: int
-    """How many samples judge."""
+
+    @property
+    def held_out(self) -> int:
+        """How many samples judge."""
 
     def parts(self, step: int) -> Iterator[Part]:
         """The batch of a step, in parts."""

@@ -98,7 +98,7 @@ def _terms_of(name: str, loss: str, kind: str, seen: Sequence[NDArray[Any]]) -> 
         return [regression]
     if loss == "cosine":
         return [Term(name=name, kind="cosine")] if seen[0].ndim > 1 else [regression]
-    if loss != "kl" and (layout := shared_layout(list(seen))) is not None:
+    if loss != "kl" and (layout := shared_layout(seen)) is not None:
         return _detection(name, layout, seen)
     if kind in _CLASS_KINDS:
         return [Term(name=name, kind=kind)]

@@ -18,8 +18,6 @@ WARMUP_SHARE = 0.05
 _LOOKS = 20
 _FEWEST_LOOKS = 5
 """Early stopping and the best so far need some."""
-_STEP_OVER_LOOK = 3.0
-_LOOKING_SHARE = 1 / 3
 
 
 def rate(step: int, *, steps: int, peak: float, schedule: str) -> float:
@@ -43,7 +41,7 @@ def found_rate(held: Callable[[float], float], *, nothing: float, runaway: float
     """The one of :data:`RATES` with the lowest loss, if losses fall towards one rate and rise behind it; the lowest rate where none is below ``nothing``.
 
     ``held`` trains briefly with a rate and tells the held-out loss. From the middle upwards for as long as it falls, then, where that
-    gained nothing, downwards: three or four probes in place of seven. A loss beyond ``runaway`` ends the way up, gain or none.
+    gained nothing, downwards: three to five probes of seven. A loss beyond ``runaway`` ends the way up, gain or none.
     """
     middle = len(RATES) // 2
     found, lowest = RATES[0], nothing
@@ -62,7 +60,8 @@ def found_rate(held: Callable[[float], float], *, nothing: float, runaway: float
 def steps_between_looks(steps: int, *, held_out: int, batch: int) -> int:
     """So that a training is looked at about twenty times, but for all looks together no longer than for a third of what its steps take.
 
-    A look is a forward pass over ``held_out`` samples, a step a forward and a backward pass over ``batch``: three times as long for each.
+    A look is a forward pass over ``held_out`` samples. A step is a forward and a backward pass over ``batch``, three times as long for each sample, so its third
+    pays for a look at as many.
     """
-    affordable = math.ceil(held_out / (_STEP_OVER_LOOK * batch * _LOOKING_SHARE))
+    affordable = math.ceil(held_out / batch)
     return max(1, min(max(steps // _LOOKS, affordable), steps // _FEWEST_LOOKS))

@@ -9,18 +9,6 @@ import pytest
 
 from edgeopt.graph import bare, check, edit
 
-MODELS = (
-    "conv_net",
-    "mlp",
-    "bert_block",
-    "lstm",
-    "branches",
-    "loop",
-    "shared_initializers",
-    "old_softmax",
-    "constants_anywhere",
-)
-
 
 def build(name: str) -> ir.Model:
     model = getattr(builders, name)()
@@ -28,7 +16,7 @@ def build(name: str) -> ir.Model:
     return model
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", builders.TRAITS)
 def test_stripped_model_computes_the_same_bits_under_the_same_interface(name: str) -> None:
     model = build(name)
     stripped = bare.stripped(model)
@@ -38,7 +26,7 @@ def test_stripped_model_computes_the_same_bits_under_the_same_interface(name: st
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", builders.TRAITS)
 def test_stripping_saves_bytes_leaves_its_input_alone_and_is_at_rest_after_once(name: str) -> None:
     model = build(name)
     before = builders.to_bytes(model)

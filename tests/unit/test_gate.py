@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import struct
 import tarfile
 import zipfile
@@ -106,6 +107,28 @@ def check(folder: Path, data: bytes, max_bytes: int = 1 << 20) -> None:
     path.write_bytes(data)
     with path.open("rb") as file:
         gate_zip.check_npz(file.fileno(), len(data), max_bytes=max_bytes)
+
+
+@pytest.mark.parametrize(
+    ("data", "words", "hint"),
+    [
+        (b"<!DOCTYPE html><html>404</html>", "a.eval.npz is a web page", "look at what arrives"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a.eval.npz is a Git LFS pointer", "git lfs pull"),
+        (b"\x1f\x8b" + bytes(20), "a.eval.npz is gzip data", "Unpack it"),
+        (b"x" * 99, "a.eval.npz: the file is no zip archive", "numpy.savez"),
+        (npz_bytes(x=np.array([{}], dtype=object)), "a.eval.npz: the array", "allow_pickle=False"),
+        (b"", "a.eval.npz is empty", "Copy the file again"),
+    ],
+)
+def test_samples_are_refused_under_their_own_name_with_what_they_are(tmp_path: Path, data, words, hint) -> None:
+    path = tmp_path / "a.eval.npz"
+    path.write_bytes(data)
+    with (
+        path.open("rb") as file,
+        pytest.raises((BadData, ForbiddenFormat, EmptyFile), match=re.escape(words)) as refusal,
+    ):
+        gate.refuse_data(file.fileno(), len(data), name=path.name, max_bytes=1 << 20)
+    assert hint in refusal.value.hint
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

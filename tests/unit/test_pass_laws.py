@@ -21,19 +21,7 @@ from edgeopt.graph import check
 from edgeopt.records import Scalar
 
 HALF = dataclasses.replace(builders.TARGET, features=("asimdhp", "fphp"))
-MODELS = (
-    "conv_net",
-    "depthwise_residual",
-    "scaled_head",
-    "mlp",
-    "bert_block",
-    "lstm",
-    "branches",
-    "loop",
-    "shared_initializers",
-    "old_softmax",
-    "constants_anywhere",
-)
+MODELS = builders.TRAITS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +75,7 @@ LAWS = (
         2e-2,
     ),
     Law("prune_channels", {"ratio": 0.3}, PRUNABLE, 5e-2),
-    Law("prune_channels", {"ratio": 0.3, "criterion": "l1", "refit": False}, (*PRUNABLE, "constants_anywhere"), 0.6),
+    Law("prune_channels", {"ratio": 0.3, "criterion": "l1", "refit": False}, (*PRUNABLE, "constants_anywhere"), 0.3),
     Law("prune_weights", {"small": 0.0}, ("bert_block",), 3e-2),
     Law("prune_weights", {"pattern": "2:4", "bits": 5, "small": 0.0}, ("bert_block",), 3e-2),
     Law("prune_weights", {"ratio": 0.2, "method": "magnitude", "form": "dense", "small": 0.0}, ("bert_block",), 3e-2),

@@ -96,6 +96,16 @@ def test_enough_labels_turn_the_metric_into_accuracy(tmp_path) -> None:
     assert found.drop > 0.05
 
 
+@pytest.mark.parametrize("wrong", [-1, 5])
+def test_labels_that_name_no_class_of_the_output_are_refused(tmp_path, wrong) -> None:
+    inputs = _inputs()
+    inputs.labels = (inputs.arrays @ WEIGHTS).argmax(axis=1)
+    inputs.labels[7] = wrong
+    with pytest.raises(BadData, match=r"the labels go from .* has 5 classes") as refusal:
+        _reference(tmp_path, _classifier, inputs, LOGITS)
+    assert "counted from 0" in refusal.value.hint
+
+
 def test_few_labels_leave_the_decision_to_the_expected_drop(tmp_path) -> None:
     inputs = _inputs(100)
     inputs.labels = (inputs.arrays @ WEIGHTS).argmax(axis=1)

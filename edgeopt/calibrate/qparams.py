@@ -8,12 +8,14 @@ put exact zeros everywhere.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.calibrate import saturation
 from edgeopt.calibrate.ranges import Range
 
 Float32s: TypeAlias = NDArray[np.float32]
@@ -61,17 +63,27 @@ def weight_qparams(
 ) -> QParams:
     """Symmetric parameters for a weight; one scale for each index of ``axis``, or one for the whole tensor.
 
-    ``reduced_range`` uses 7 of the 8 bits: x86 kernels without VNNI add two products in 16 bits and saturate.
-    ``smallest`` is a lower bound of the scales, see :func:`smallest_weight_scale`.
+    ``reduced_range`` is for x86 kernels without VNNI, which add two products in 16 bits and saturate: a channel's codes are then as wide as its
+    worst pair of neighbours allows (``saturation``), a whole tensor's are 7 bits wide. ``smallest`` is a lower bound of the
+    scales, see :func:`smallest_weight_scale`.
     """
-    bits = 7 if reduced_range else 8
-    half = 2 ** (bits - 1) - 1
+    narrow = reduced_range and axis is None
+    half = 63 if narrow else 127
     middle = 0 if dtype == "int8" else 128
     others = tuple(index for index in range(weight.ndim) if index != axis) if axis is not None else None
-    peak = np.abs(weight).max(axis=others, initial=0.0).astype(np.float64)
-    scale = np.maximum(np.maximum(peak / half, np.max(smallest) if axis is None else smallest), SMALLEST_SCALE)
+    needed = np.abs(weight).max(axis=others, initial=0.0).astype(np.float64) / half
+    if reduced_range and axis is not None:
+        needed = saturation.pair_peaks(*rows_and_taps(weight, axis)) / saturation.WIDEST_PAIR
+    scale = np.maximum(np.maximum(needed, np.max(smallest) if axis is None else smallest), SMALLEST_SCALE)
     zero_point = np.full(scale.shape, middle, dtype)
     return QParams(scale.astype(np.float32), zero_point, middle - half, middle + half, axis)
+
+
+def rows_and_taps(weight: Float32s, axis: int) -> tuple[Float32s, int]:
+    """The weight as (outputs, inputs * taps), and how many taps its kernel has: 1 for a matrix."""
+    first = np.moveaxis(weight, axis, 0)
+    taps = math.prod(first.shape[2:])
+    return np.ascontiguousarray(first.reshape(len(first), -1)), max(1, taps)
 
 
 def smallest_weight_scale(bias: Float32s, input_scale: float) -> NDArray[np.float64]:

@@ -10,9 +10,12 @@ no training framework: one weight of every row at a time takes its best neighbou
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.calibrate import qparams, saturation
 from edgeopt.calibrate.gram import Gram
 
 Floats = NDArray[np.float32]
@@ -23,22 +26,61 @@ _BLOCK = 64
 """Columns whose effect on the rest is applied at once."""
 
 
-def learned_codes(rows: Floats, scale: Floats, gram: Gram, *, largest: int, sweeps: int) -> Floats:
-    """Codes in [-largest, largest], each one of the two next to ``rows / scale``; (rows, columns).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """The codes that a row's weights may take.
 
-    ``scale`` (rows,) is what maps the largest magnitude of each row to ``largest``; that weight keeps its code, so that
-    whoever computes a scale from the rounded weights finds this one again.
+    Whoever computes a scale from the rounded weights must find this one again, so the weights that decide it keep their nearest code.
     """
-    wanted = rows / scale[:, None]
-    codes: Floats = np.clip(np.rint(wanted), -largest, largest)
-    low, high = np.maximum(np.floor(wanted), -largest), np.minimum(np.ceil(wanted), largest)
-    peaks = (np.arange(len(rows)), np.abs(rows).argmax(axis=1))
-    low[peaks] = high[peaks] = codes[peaks]
+
+    scale: Floats
+    """(rows,)"""
+    largest: int
+    taps: int = 1
+    """Of the kernel whose neighbours may not leave 16 bits together, where ``paired``."""
+    paired: bool = False
+
+    def nearest(self, rows: Floats) -> Floats:
+        """The nearest code of each weight; (rows, columns)."""
+        return np.clip(np.rint(rows / self.scale[:, None]), -self.largest, self.largest)
+
+    def anchors(self, rows: Floats) -> NDArray[np.bool_]:
+        """The weights that decide the scale of their row; the shape of ``rows``."""
+        if self.paired:
+            return saturation.anchors(rows, self.taps)
+        found = np.zeros(rows.shape, np.bool_)
+        found[np.arange(len(rows)), np.abs(rows).argmax(axis=1)] = True
+        return found
+
+    def settled(self, codes: Floats, rows: Floats) -> Floats:
+        """``codes`` with those back at their nearest that decide the scale or that left 16 bits together with a neighbour."""
+        nearest = self.nearest(rows)
+        codes = np.where(self.anchors(rows), nearest, codes)
+        while self.paired and (crowded := saturation.crowded(codes, self.taps) & (codes != nearest)).any():
+            codes = np.where(crowded, nearest, codes)
+        return codes
+
+
+def grid(weight: Floats, axis: int, *, reduced_range: bool) -> Grid:
+    """The grid that ``weight_qparams`` gives a weight with one scale for each index of ``axis``."""
+    found = qparams.weight_qparams(weight, axis=axis, reduced_range=reduced_range)
+    return Grid(
+        scale=found.scale, largest=found.qmax, taps=qparams.rows_and_taps(weight, axis)[1], paired=reduced_range
+    )
+
+
+def learned_codes(rows: Floats, grid: Grid, gram: Gram, *, sweeps: int) -> Floats:
+    """Codes on ``grid``, each one of the two next to ``rows / scale``; (rows, columns)."""
+    wanted = rows / grid.scale[:, None]
+    codes = grid.nearest(rows)
+    low, high = np.maximum(np.floor(wanted), -grid.largest), np.minimum(np.ceil(wanted), grid.largest)
+    kept = grid.anchors(rows)
+    low[kept] = high[kept] = codes[kept]
     moments = damped(gram)
     for _ in range(sweeps):
         if not _sweep(codes, codes - wanted, moments, low, high):
             break
-    return codes
+    return grid.settled(codes, rows)
 
 
 def damped(gram: Gram) -> Gram:

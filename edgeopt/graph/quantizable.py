@@ -144,6 +144,16 @@ def depthwise(graph: ir.Graph) -> frozenset[str]:
     return frozenset(layer.name for layer in convolutions if layer.weight.shape and layer.weight.shape[1] == 1)
 
 
+def adds_in_32_bits(layer: Layer) -> bool:
+    """Whether the layer's integer kernel cannot saturate, whatever the CPU: that of depthwise convolutions with one output for each input.
+
+    With more outputs for each input ONNX Runtime 1.32 runs its matrix kernel, which adds two products in 16 bits where there is no VNNI.
+    """
+    groups = _integer(layer.node, "group")
+    shape = layer.weight.shape
+    return layer.node.op_type == "Conv" and groups > 1 and shape is not None and list(shape)[:2] == [groups, 1]
+
+
 def float_layers(graph: ir.Graph, quantized: Collection[ir.Node]) -> list[tuple[ir.Node, int]]:
     """The Conv, ConvTranspose and Gemm nodes that stay float although their weights are constant, and their input channels."""
     found = []

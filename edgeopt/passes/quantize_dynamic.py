@@ -11,8 +11,9 @@ Settings (all optional):
 
 - ``weight``        int8 | uint8
 - ``per_channel``   one weight scale for each output channel
-- ``reduced_range`` 7-bit weights, for x86 kernels that saturate (no VNNI)
+- ``reduced_range`` weights only as wide as x86 kernels without VNNI add up exactly, see ``calibrate.saturation``
 - ``embeddings``    lookup tables in int8, dequantized behind the lookup: a quarter of their bytes, no speed
+- ``unsigned``      JSON list of names of layers whose weights become uint8 of full range: x86 kernels without VNNI add those up exactly, more slowly
 - ``skip``          JSON list of names of nodes that stay float
 """
 
@@ -51,6 +52,7 @@ class DynamicScheme:
     per_channel: bool = True
     reduced_range: bool = False
     embeddings: bool = False
+    unsigned: str = "[]"
     skip: str = "[]"
 
 
@@ -109,6 +111,7 @@ class _DynamicQuantizer:
         self._writer = QdqWriter(model)
         self._scheme = scheme
         self._skip = read_names(scheme.skip)
+        self._unsigned = read_names(scheme.unsigned)
         self._inputs: dict[tuple[ir.Value, object], list[ir.Value]] = {}
 
     def write(self) -> int:
@@ -126,18 +129,21 @@ class _DynamicQuantizer:
                 self._write_table(node)
         return len(layers) + len(lstms)
 
-    def _parameters(self, weight: np.ndarray[tuple[int, ...], np.dtype[np.float32]], axis: int) -> QParams:
+    def _parameters(
+        self, weight: np.ndarray[tuple[int, ...], np.dtype[np.float32]], axis: int, *, name: str
+    ) -> QParams:
+        is_unsigned = name in self._unsigned
         return qparams.weight_qparams(
             weight,
-            dtype=self._scheme.weight,
+            dtype="uint8" if is_unsigned else self._scheme.weight,
             axis=axis if self._scheme.per_channel else None,
-            reduced_range=self._scheme.reduced_range,
+            reduced_range=self._scheme.reduced_range and not is_unsigned,
         )
 
     def _write_matmul(self, layer: Layer) -> None:
         weight = np.asarray(tensors.array(layer.weight), np.float32)
         weight = np.ascontiguousarray(np.moveaxis(weight, layer.weight_axis, 1))
-        parameters = self._parameters(weight, 1)
+        parameters = self._parameters(weight, 1, name=layer.name)
         base = str(layer.weight.name)
         codes = self._writer.constant(f"{base}_quantized", qparams.quantize(weight, parameters))
         zero_point = self._writer.constant(f"{base}_zero_point", parameters.zero_point)
@@ -170,7 +176,7 @@ class _DynamicQuantizer:
             value = node.inputs[index]
             # (directions, 4 * hidden, inputs) in ONNX, (directions, inputs, 4 * hidden) in the integer operator.
             weight = np.asarray(tensors.array(value), np.float32).transpose(0, 2, 1)
-            parameters = [self._parameters(matrix, 1) for matrix in weight]
+            parameters = [self._parameters(matrix, 1, name=quantizable.layer_name(node)) for matrix in weight]
             codes = np.stack(
                 [qparams.quantize(matrix, found) for matrix, found in zip(weight, parameters, strict=True)]
             )

@@ -15,6 +15,7 @@ Settings (all optional):
                       them and pads every group to four channels
 - ``bias_correction`` see ``calibrate.bias``
 - ``skip``            JSON list of names of nodes that stay float
+- ``unsigned``        JSON list of names of layers whose weights become uint8 of full range: x86 kernels without VNNI add those up exactly, more slowly
 - ``wide``            JSON list of names of layers that read and write 16 bits (uint16 activations, int8 weights): needs opset 21 and a runtime
                       with such kernels; ONNX Runtime's CPU kernels have none and compute these layers in float
 """
@@ -62,17 +63,15 @@ class Scheme:
     depthwise: bool = True
     bias_correction: bool = False
     skip: str = "[]"
+    unsigned: str = "[]"
     wide: str = "[]"
 
     def check(self) -> None:
         """Raises :class:`~edgeopt.errors.PassFailed` for what has no kernels."""
         if self.method not in METHODS:
             raise PassFailed(f"{self.method!r} is no calibration method", hint=f"Use one of {', '.join(METHODS)}.")
-        if self.weight == "uint8" and (self.per_channel or self.activation == "int8"):
-            raise PassFailed(
-                "uint8 weights have an integer kernel only per tensor and with uint8 activations",
-                hint="Use int8 weights.",
-            )
+        if self.activation == "int8" and (self.weight == "uint8" or read_names(self.unsigned)):
+            raise PassFailed("uint8 weights have no integer kernel beside int8 activations", hint="Use int8 weights.")
         if self.symmetric and read_names(self.wide):
             raise PassFailed(
                 "symmetric activations are for TensorRT, which has no 16-bit ones", hint="Leave wide out, or symmetric."
@@ -148,6 +147,7 @@ class _Quantizer:
         wide = read_names(scheme.wide)
         ends = [value for layer in placement.layers if layer.name in wide for value in (layer.data, layer.output)]
         self._wide = {placement.root(value) for value in ends}
+        self._unsigned = read_names(scheme.unsigned)
         opset = model.opset_imports.get("", 0)
         quantized = {layer.node for layer in placement.layers}
         self._floats = quantizable.float_layers(model.graph, quantized) if opset >= _PER_CHANNEL_OPSET else []
@@ -180,11 +180,12 @@ class _Quantizer:
         input_scale = float(self._activation(layer.data).scale)
         weight = np.asarray(tensors.array(layer.weight), np.float32)
         bias = tensors.array(layer.bias)
+        is_unsigned = layer.name in self._unsigned
         parameters = qparams.weight_qparams(
             weight,
-            dtype=self._scheme.weight,
+            dtype="uint8" if is_unsigned else self._scheme.weight,
             axis=layer.weight_axis if self._scheme.per_channel else None,
-            reduced_range=self._scheme.reduced_range,
+            reduced_range=self._scheme.reduced_range and not is_unsigned and not quantizable.adds_in_32_bits(layer),
             smallest=qparams.smallest_weight_scale(bias, input_scale) if bias is not None else 0.0,
         )
         codes = qparams.quantize(weight, parameters)

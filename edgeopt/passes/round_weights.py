@@ -9,7 +9,7 @@ convolutions are left to rounding to nearest: few weights meet each output, so t
 
 Settings (all optional):
 
-- ``reduced_range`` 7-bit weights; must be what the quantizer behind uses
+- ``reduced_range`` weights that no kernel without VNNI saturates on; must be what the quantizer behind uses
 - ``sweeps``        how often every weight is visited at most
 - ``skip``          JSON list of names of nodes whose weights stay
 """
@@ -24,9 +24,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.calibrate import bias as bias_correction
-from edgeopt.calibrate import gram, qparams
+from edgeopt.calibrate import gram, qparams, rounding
 from edgeopt.calibrate.collect import collect
-from edgeopt.calibrate.rounding import learned_codes
 from edgeopt.calibrate.scheme import read_names, read_settings
 from edgeopt.errors import PassFailed
 from edgeopt.graph import edit, quantizable, tensors
@@ -106,11 +105,10 @@ def _means(model: ir.Model, layers: list[Layer], evidence: Evidence) -> dict[str
 
 def _rounded(weight: NDArray[np.float32], axis: int, moments: gram.Gram, scheme: RoundingScheme) -> NDArray[np.float32]:
     """The weight on the grid that ``weight_qparams`` gives it, one scale for each index of ``axis``."""
-    found = qparams.weight_qparams(weight, axis=axis, reduced_range=scheme.reduced_range)
-    first = np.moveaxis(weight, axis, 0)
-    rows = np.ascontiguousarray(first.reshape(len(first), -1))
-    codes = learned_codes(rows, found.scale, moments, largest=found.qmax, sweeps=scheme.sweeps)
-    values = (codes * found.scale[:, None]).reshape(first.shape)
+    grid = rounding.grid(weight, axis, reduced_range=scheme.reduced_range)
+    rows, _ = qparams.rows_and_taps(weight, axis)
+    codes = rounding.learned_codes(rows, grid, moments, sweeps=scheme.sweeps)
+    values = (codes * grid.scale[:, None]).reshape(np.moveaxis(weight, axis, 0).shape)
     return np.ascontiguousarray(np.moveaxis(values, 0, axis).astype(np.float32))
 
 

@@ -11,7 +11,7 @@ from edgeopt.errors import CandidateError
 from edgeopt.records import Quality, Recipe
 from edgeopt.stages.rehearsal import Rehearsal
 
-SAME_KERNELS = frozenset({"method", "bias_correction"})
+SAME_KERNELS = frozenset({"method", "bias_correction", "reduced_range"})
 """Settings that change numbers in the model, not the operators that run."""
 
 

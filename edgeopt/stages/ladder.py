@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from edgeopt.protocols import Quantizer
 from edgeopt.records import Recipe, Step, Target
-from edgeopt.stages import attempt, sensitivity
+from edgeopt.stages import attempt, planner, sensitivity
 from edgeopt.stages.attempt import Workbench
 
 if TYPE_CHECKING:
@@ -79,7 +79,11 @@ class Offer:
 
 def rungs() -> tuple[Rung, ...]:
     """From the fastest to the most exact."""
-    return (Rung("8-bit weights in blocks", _packed), Rung("16-bit activations", _wide))
+    return (
+        Rung("unsigned weights of full range", _unsigned),
+        Rung("8-bit weights in blocks", _packed),
+        Rung("16-bit activations", _wide),
+    )
 
 
 def no_kernels(target: Target) -> list[str]:
@@ -106,6 +110,16 @@ def _seconds(recipe: Recipe, bench: Workbench) -> float:
     """One inference, as the sum of the profiled kernels."""
     artifact = attempt.compile_recipe(attempt.compress(recipe, bench), recipe, bench)
     return sum(bench.runtime.node_seconds(Path(artifact.path), bench.timed, threads=bench.target.threads).values())
+
+
+def _unsigned(request: Request) -> tuple[Step, ...] | None:
+    """Where signed weights of full range saturate: unsigned ones do not, in a kernel that is slower and still of integers."""
+    settings = dict(request.step.settings)
+    if planner.adds_exactly(request.bench.target) or settings.get("activation") == "int8" or not request.middle:
+        return None
+    names = json.dumps(_ordered(request, set(request.middle)))
+    step = Step.of(request.step.technique, **{**settings, "unsigned": names})
+    return (sensitivity.skipping(step, _ordered(request, set(request.floats))),)
 
 
 def _packed(request: Request) -> tuple[Step, ...] | None:

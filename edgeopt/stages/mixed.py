@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from edgeopt.protocols import Model
 
 TECHNIQUES = ("quantize_static", "quantize_dynamic")
+_ROUNDING = ("round_weights", "learn_rounding")
+"""Passes that put weights on the grid of a quantization behind them."""
 _BASES = 2
 _HEADROOM = 1.02
 """A repair starts this much above what is right already, for the layers that it keeps in float will cost something."""
@@ -125,19 +127,28 @@ class Repair:
     groups: tuple[Group, ...]
     rehearsal: Rehearsal
     model: Model
-    """What the step is applied to."""
+    """What the step is applied to, its weights not rounded yet."""
 
     def recipe(self, kept: Iterable[Group]) -> Recipe:
         """The recipe with the layers of ``kept`` in float, named in graph order."""
         names = {name for group in kept for name in group.layers}
         ordered = [name for group in self.groups for name in group.layers if name in names]
-        return Recipe(steps=(*self.prefix, sensitivity.skipping(self.step, ordered)))
+        return Recipe(steps=(*self.before(ordered), sensitivity.skipping(self.step, ordered)))
+
+    def before(self, floats: Sequence[str]) -> tuple[Step, ...]:
+        """The steps before the quantization; what stays float is not rounded to the integers' grid either."""
+        return tuple(
+            sensitivity.skipping(step, floats) if step.technique in _ROUNDING and floats else step
+            for step in self.prefix
+        )
 
 
 def _prepare(base: Trial, bench: Workbench, rehearsal: Rehearsal) -> Repair:
     *prefix, step = base.recipe.steps
-    model = attempt.compress(Recipe(steps=tuple(prefix)), bench)
-    float_artifact = attempt.compile_recipe(model, Recipe(steps=tuple(prefix)), bench)
+    # Rounded weights lie on the grid already: against them the quantization would seem to cost next to nothing.
+    unrounded = Recipe(steps=tuple(each for each in prefix if each.technique not in _ROUNDING))
+    model = attempt.compress(unrounded, bench)
+    float_artifact = attempt.compile_recipe(model, unrounded, bench)
     seconds = bench.runtime.node_seconds(Path(float_artifact.path), bench.timed, threads=bench.target.threads)
     quantizer = cast("Quantizer", bench.passes[step.technique])
     affordable = _affordable(bench, min(len(quantizer.layers(model)), sensitivity.MOST_GROUPS))
@@ -181,7 +192,7 @@ def _between(
                 bench=repair.bench,
             )
             try:
-                offer = ladder.offer(rung, request, repair.prefix, plain)
+                offer = ladder.offer(rung, request, repair.before(_names(kept)), plain)
             except CandidateError:
                 break
             if offer is None:

@@ -111,14 +111,14 @@ def _weight_steps(signature: Signature, objective: str) -> Iterator[tuple[Step, 
             yield (found(bits=4), palette(bits=4))
         yield (packed(bits=8),)
         yield (palette(bits=6),)  # fewer are found by bisection, see ``bits``
-    elif signature.count("MatMul") and not signature.count("Conv", "ConvTranspose"):
+    elif signature.count("MatMul") >= (_FEWEST_PRODUCTS if signature.count("Conv", "ConvTranspose") else 1):
         kernel = partial(packed, form="kernel", accuracy_level=4)
         yield (kernel(bits=8),)
         yield (kernel(bits=4, compensation="gptq", table_bits=8),)
 
 
 def _integer_steps(signature: Signature, target: Target) -> Iterator[Step]:
-    exact = _exact(target)
+    exact = adds_exactly(target)
     convolutions = signature.count("Conv", "ConvTranspose")
     variants = _CONVOLUTION_RANGES if convolutions else _MATRIX_RANGES
     static = list(_static_steps(target, variants, convolutions=bool(convolutions)))
@@ -133,11 +133,11 @@ _FEWEST_PRODUCTS = 4
 
 def _repaired(signature: Signature, target: Target) -> Iterator[tuple[Step, ...]]:
     """Int8 with what the model and the kernels make necessary repaired first; see docs/techniques for what it gains."""
-    exact = _exact(target)
+    exact = adds_exactly(target)
     # attention makes outliers, and products of matrices can shed them
     outliers = signature.count("Softmax", "Attention") and signature.count("MatMul", "Gemm") >= _FEWEST_PRODUCTS
     migrated = (Step.of("migrate_outliers"),) if outliers else ()
-    # seven bits lose so much that choosing the way to round pays for the seconds it takes; eight bits do not
+    # where eight bits do not fit, choosing the way to round pays for the seconds it takes
     rounded = () if exact else (Step.of("round_weights", reduced_range=True),)
     narrow = not exact
     if outliers:
@@ -145,9 +145,12 @@ def _repaired(signature: Signature, target: Target) -> Iterator[tuple[Step, ...]
         # fused last: the repairs know products, and the quantizer knows the one in a fused attention
         yield (*migrated, *rounded, Step.of("fuse_transformer"), dynamic)
         yield (*migrated, *rounded, dynamic)
-    if outliers or (rounded and signature.count("Conv")):
-        static = next(_static_steps(target, _MATRIX_RANGES[:1], convolutions=bool(signature.count("Conv"))))
-        yield (*migrated, *rounded, static)
+    convolutions = bool(signature.count("Conv"))
+    if outliers or (rounded and convolutions):
+        # clipping cuts what migration left of the outliers; convolutions alone want it
+        ranges = _CONVOLUTION_RANGES if convolutions and not outliers else _MATRIX_RANGES[:1]
+        for step in _static_steps(target, ranges, convolutions=convolutions, narrow=narrow):
+            yield (*migrated, *rounded, step)
 
 
 _CONVOLUTION_RANGES = (
@@ -162,17 +165,22 @@ _MATRIX_RANGES = (("min_max", True), ("moving_average", True), ("min_max", False
 """(method, bias_correction) worth trying; clipping a transformer's outliers costs more than it gains."""
 
 
-def _static_steps(target: Target, variants: Sequence[tuple[str, bool]], *, convolutions: bool) -> Iterator[Step]:
-    """Variants of one range of weights run the same kernels: the search times only the one that is least wrong."""
+def _static_steps(
+    target: Target, variants: Sequence[tuple[str, bool]], *, convolutions: bool, narrow: bool | None = None
+) -> Iterator[Step]:
+    """Variants of one type of activations run the same kernels: the search times only the one that is least wrong.
+
+    ``narrow`` is the one width of weights that is wanted; None for all that may be best here.
+    """
     for activation in _activations(target, convolutions=convolutions):
-        for narrow in _ranges(exact=_exact(target)):
-            common: dict[str, Scalar] = {"activation": activation, "per_channel": True, "reduced_range": narrow}
+        for width in _ranges(exact=adds_exactly(target)) if narrow is None else (narrow,):
+            common: dict[str, Scalar] = {"activation": activation, "per_channel": True, "reduced_range": width}
             for method, corrects in variants:
                 yield Step.of("quantize_static", method=method, bias_correction=corrects, **common)
 
 
-def _exact(target: Target) -> bool:
-    """Whether 8-bit products are summed without saturating. Every ARM kernel does: two products of codes from -127 fit 16 bits."""
+def adds_exactly(target: Target) -> bool:
+    """Whether the target's kernels sum products of any 8-bit codes without saturating. Every ARM kernel does: two products of codes from -127 fit 16 bits."""
     return target.arch.startswith(_ARM) or bool(_EXACT_INT8 & set(target.features))
 
 
@@ -185,7 +193,7 @@ def _activations(target: Target, *, convolutions: bool) -> tuple[str, ...]:
 
 
 def _ranges(*, exact: bool) -> tuple[bool, ...]:
-    """7-bit weights first where 8-bit ones make the kernel saturate; full range alone where nothing saturates."""
+    """Weights as wide as the kernel adds up exactly first where wider ones saturate; full range alone where nothing does."""
     return (False,) if exact else (True, False)
 
 

@@ -7,7 +7,7 @@ better than rounding to nearest on rows that were held out stays as it is, and s
 
 Settings (all optional):
 
-- ``reduced_range`` 7-bit weights; must be what the quantizer behind uses
+- ``reduced_range`` weights that no kernel without VNNI saturates on; must be what the quantizer behind uses
 - ``steps``         of the descent, for each layer
 - ``rows``          of a batch
 - ``learning_rate`` of Adam, on the weights' places between two codes
@@ -27,9 +27,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeopt.calibrate import gram, qparams
+from edgeopt.calibrate import gram
 from edgeopt.calibrate.consumers import Consumer, bias_of
 from edgeopt.calibrate.relay import Relay
+from edgeopt.calibrate.rounding import Grid, grid
 from edgeopt.calibrate.scheme import read_names, read_settings
 from edgeopt.calibrate.shapes import observed_shapes
 from edgeopt.errors import PassFailed
@@ -66,8 +67,7 @@ class _Task:
 
     layer: Layer
     consumer: Consumer
-    scale: Floats
-    largest: int
+    grid: Grid
 
     @property
     def made(self) -> str:
@@ -119,12 +119,10 @@ def _tasks(model: ir.Model, scheme: Scheme) -> Iterator[_Task]:
         if tensors.is_shared(layer.weight) or gram.width(layer) == 0:
             continue
         weight = np.asarray(tensors.array(layer.weight), np.float32)
-        found = qparams.weight_qparams(weight, axis=layer.weight_axis, reduced_range=scheme.reduced_range)
         yield _Task(
             layer,
             Consumer(layer, 1 if layer.node.op_type == "Conv" else 1 - layer.weight_axis),
-            found.scale,
-            found.qmax,
+            grid(weight, layer.weight_axis, reduced_range=scheme.reduced_range),
         )
 
 
@@ -176,8 +174,8 @@ def _round(task: _Task, targets: Floats, relay: Relay, position: int, scheme: Sc
     reading = rounding.Reading(inputs=inputs, targets=targets, bias=offset, bounds=_bounds(task.layer))
     fit, held = reading.split(_HELD_OUT_EVERY)
     descent = rounding.Descent(steps=scheme.steps, rows=scheme.rows, rate=scheme.learning_rate, seed=position)
-    usual = rounding.nearest(rows, task.scale, task.largest)
-    made = rounding.learned(rows, task.scale, task.largest, fit, descent) if len(held.inputs) else usual
+    usual = rounding.nearest(rows, task.grid)
+    made = rounding.learned(rows, task.grid, fit, descent) if len(held.inputs) else usual
     if len(held.inputs) and held.error(made) >= held.error(usual):
         made = usual
     edit.set_constant(task.layer.weight, task.consumer.as_weight(made))

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgeopt.calibrate.rounding import Grid
+
 Floats = NDArray[np.float32]
 
 _LOW, _HIGH = -0.1, 1.1
@@ -65,21 +67,21 @@ class Reading:
         return Reading(inputs=self.inputs[chosen], targets=self.targets[chosen], bias=self.bias, bounds=self.bounds)
 
 
-def nearest(rows: Floats, scale: Floats, largest: int) -> Floats:
+def nearest(rows: Floats, grid: Grid) -> Floats:
     """The weights on the grid, each at its nearest code; (outputs, columns)."""
-    codes = np.clip(np.rint(rows / scale[:, None]), -largest, largest)
-    return np.asarray(codes * scale[:, None], np.float32)
+    return np.asarray(grid.nearest(rows) * grid.scale[:, None], np.float32)
 
 
-def learned(rows: Floats, scale: Floats, largest: int, reading: Reading, descent: Descent) -> Floats:
-    """The weights on the grid; each row's largest keeps its nearest code, so that whoever computes a scale finds this one again."""
+def learned(rows: Floats, grid: Grid, reading: Reading, descent: Descent) -> Floats:
+    """The weights on the grid; those that decide its scale keep their nearest codes."""
+    scale, largest = grid.scale, grid.largest
     wanted = torch.from_numpy(rows / scale[:, None])
     floor = wanted.floor()
     place = _first_place(wanted - floor).requires_grad_()
     step = torch.from_numpy(scale)[:, None]
     inputs, targets = torch.from_numpy(reading.inputs), torch.tensor(reading.targets).clamp(*reading.bounds)
     bias = torch.tensor(reading.bias)
-    usual = max(reading.error(nearest(rows, scale, largest)), float(np.finfo(np.float32).tiny))
+    usual = max(reading.error(nearest(rows, grid)), float(np.finfo(np.float32).tiny))
     optimizer = torch.optim.Adam([place], lr=descent.rate)
     random = np.random.default_rng(descent.seed)
     for number in range(descent.steps):
@@ -93,9 +95,7 @@ def learned(rows: Floats, scale: Floats, largest: int, reading: Reading, descent
         optimizer.step()
     with torch.no_grad():
         codes = (floor + (_share(place) >= 0.5).float()).clamp(-largest, largest).numpy()
-    peaks = (np.arange(len(rows)), np.abs(rows).argmax(axis=1))
-    codes[peaks] = np.clip(np.rint(rows[peaks] / scale), -largest, largest)
-    return np.asarray(codes * scale[:, None], np.float32)
+    return np.asarray(grid.settled(codes, rows) * scale[:, None], np.float32)
 
 
 def _first_place(share: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,7 +117,7 @@ class Profiled:
         return {str(number): costs.get(operator, 0.1) for number, operator in enumerate(operators)}
 
 
-def _request(folder: Path, step: Step) -> tuple[ladder.Request, Recipe]:
+def _request(folder: Path, step: Step, *, features: tuple[str, ...] = ("avx2",)) -> tuple[ladder.Request, Recipe]:
     model = builders.bert_block()
     passes = {each.name: each for each in (QuantizeStatic(), QuantizeDynamic(), QuantizeWeights())}
     bench = SimpleNamespace(
@@ -125,7 +126,7 @@ def _request(folder: Path, step: Step) -> tuple[ladder.Request, Recipe]:
         passes=passes,
         evidence=FakeEvidence(model),
         runtime=Profiled(),
-        target=SimpleNamespace(threads=1),
+        target=replace(builders.TARGET, features=features),
         timed={},
         folder=folder,
         goal=Goal(),
@@ -138,7 +139,7 @@ def _request(folder: Path, step: Step) -> tuple[ladder.Request, Recipe]:
 
 def test_layers_that_stay_float_are_offered_packed_weights_which_are_measured(tmp_path) -> None:
     request, plain = _request(tmp_path, Step.of("quantize_dynamic", per_channel=True))
-    packed, wide = ladder.rungs()
+    _, packed, wide = ladder.rungs()
     offer = ladder.offer(packed, request, (), plain)
     assert offer is not None
     assert offer.pays
@@ -149,8 +150,29 @@ def test_layers_that_stay_float_are_offered_packed_weights_which_are_measured(tm
 
 def test_a_rung_that_is_slower_than_float_says_by_how_much(tmp_path) -> None:
     request, plain = _request(tmp_path, STATIC)
-    offer = ladder.offer(ladder.rungs()[1], request, (), plain)
+    offer = ladder.offer(ladder.rungs()[2], request, (), plain)
     assert offer is not None
     assert not offer.pays
     assert "16-bit activations takes" in offer.reason
     assert "ms with these layers in float" in offer.reason
+
+
+def test_layers_are_offered_unsigned_weights_where_signed_ones_saturate(tmp_path) -> None:
+    request, plain = _request(tmp_path, Step.of("quantize_dynamic", per_channel=True, reduced_range=True))
+    unsigned = ladder.rungs()[0]
+    offer = ladder.offer(unsigned, request, (), plain)
+    assert offer is not None
+    last = dict(offer.recipe.steps[-1].settings)
+    assert json.loads(str(last["unsigned"])) == list(request.middle)
+    assert json.loads(str(last["skip"])) == list(request.floats)
+    exact, plain = _request(tmp_path, STATIC, features=("avx2", "avx512_vnni"))
+    assert ladder.offer(unsigned, exact, (), plain) is None
+
+
+def test_layers_that_stay_float_are_not_rounded_to_the_grid_either() -> None:
+    repair = replace(_repair(1, [0.1, 0.2]), prefix=(Step.of("tidy"), Step.of("round_weights", reduced_range=True)))
+    tidy, rounding, quantization = repair.recipe(repair.groups[1:]).steps
+    assert tidy == Step.of("tidy")
+    assert dict(rounding.settings) == {"reduced_range": True, "skip": '["l1"]'}
+    assert dict(quantization.settings)["skip"] == '["l1"]'
+    assert repair.recipe(()).steps[1] == Step.of("round_weights", reduced_range=True)

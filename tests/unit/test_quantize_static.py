@@ -70,7 +70,7 @@ def test_clip_is_absorbed_and_depthwise_convolutions_are_quantized_by_channel(tm
     again = net.op("Conv", net.op("Add", narrow, net.op("Conv", wide, net.weight(4, 12, 1, 1))), net.weight(4, 4, 1, 1))
     net.op("Tanh", again, output="features")
     model = net.build({"image": ["N", 4, "H", "W"]}, {"features": ["N", 4, "H", "W"]})
-    quantized = quantize(model)
+    quantized = quantize(model, reduced_range=True)  # so that no kernel saturates, on whatever CPU this runs
     left = operators(quantized, tmp_path)
     assert left["QLinearConv"] == 5
     assert left["QLinearAdd"] == 1

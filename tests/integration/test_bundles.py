@@ -20,8 +20,10 @@ from edgeopt.cli.optimize import read_recipe
 from edgeopt.daemon import drops, intake
 from edgeopt.errors import UsageError
 from edgeopt.layout import BUNDLE_FILE
+from edgeopt.orders import Event
 from edgeopt.policy import Goal, Policy, Search, WorkerLimits
 from tests.bundles import altered, packed, unpacked
+from tests.devices import gpu_host
 from tests.published import check_whole
 
 SHIPPED = Path(edgeopt.__file__).parent / "demo"
@@ -172,15 +174,19 @@ def test_device_with_a_gpu_builds_engines_of_all_candidates_for_the_shapes_of_th
     policy["goal"] = policy["goal"] | {"min_speedup": 1000.0}
     file = tmp_path / "digits.edgeopt"
     file.write_bytes(altered(made.file, target=document["target"] | {"name": "tensorrt"}, policy=policy))
-    (tmp_path / "dev" / "nvidia0").mkdir(parents=True)
     staged = intake.stage(drops.of_paths(file), staging_root=tmp_path / "staging", policy=SIZE, limits=WorkerLimits())
-    host = device.Host(dev=tmp_path / "dev")
-    verdict = acceptance.run(staged.order, staged.folder, tmp_path / "cache", lambda _event: None, host=host)
+    events: list[Event] = []
+    old, new = (gpu_host(tmp_path / driver, driver) for driver in ("550.1", "560.2"))
+    verdict = acceptance.run(staged.order, staged.folder, tmp_path / "cache", events.append, host=old)
     assert [trial.measurement is not None for trial in verdict.trials] == [True, True]
     engines = list((staged.folder.work / "candidates").rglob("model.engine"))
     assert len(engines) == 2
     assert all(engine.read_text().startswith("[{'image': (1, 1, 8, 8)}, ") for engine in engines)
     assert not list(staged.folder.input.rglob("model.engine"))
+    # what was measured holds under that driver only
+    for host in (old, new):
+        acceptance.run(staged.order, staged.folder, tmp_path / "cache", events.append, host=host)
+    assert [event.fields["result"] for event in events if event.kind == "cache"] == ["miss", "hit", "miss"]
 
 
 def test_accepting_imports_nothing_that_makes_models() -> None:

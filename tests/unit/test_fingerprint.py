@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt import fingerprint, wire
-from edgeopt.device import Host
 from edgeopt.fingerprint import Fingerprint
+from tests.devices import gpu_host
 
 THEN = Fingerprint(
     runtime="onnxruntime", runtime_version="1.0", arch="x86_64", device="Some CPU", features=("avx2", "avx_vnni")
@@ -26,14 +26,6 @@ ANYTHING = st.recursive(
     ),
     max_leaves=6,
 )
-
-
-def gpu_host(root: Path, driver: str = "550.54.15") -> Host:
-    nvidia = root / "proc" / "driver" / "nvidia"
-    (nvidia / "gpus" / "0000:01:00.0").mkdir(parents=True)
-    (nvidia / "version").write_text(f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {driver}  Thu Feb 22\nGCC\n")
-    (nvidia / "gpus" / "0000:01:00.0" / "information").write_text("Model: \t\t NVIDIA L4\nIRQ: 1\n")
-    return Host(proc=root / "proc", sys=root / "sys", dev=root / "dev", machine="x86_64", affinity=frozenset({0}))
 
 
 def test_nothing_has_changed_on_the_same_day() -> None:

@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 import edgeopt
-from edgeopt import acceptance, catalogue, device, oneshot
+from edgeopt import acceptance, catalogue, device, fingerprint, oneshot
 from edgeopt.cli import main
 from edgeopt.cli.optimize import read_recipe
 from edgeopt.daemon import drops, intake
@@ -24,6 +24,7 @@ from edgeopt.orders import Event
 from edgeopt.policy import Goal, Policy, Search, WorkerLimits
 from tests.bundles import altered, packed, unpacked
 from tests.devices import gpu_host
+from tests.integration.daemon import REAL_WORKER, Daemon
 from tests.published import check_whole
 
 SHIPPED = Path(edgeopt.__file__).parent / "demo"
@@ -161,6 +162,42 @@ def test_daemon_accepts_dropped_bundles_believes_none_and_refuses_those_for_othe
     assert f"cpu ({other}), and this device is" in reason["message"]
     assert reason["hint"].endswith(".")
     assert [path.name for path in folders["inbox"].iterdir()] == [".syncing.edgeopt.tmp"]
+
+
+def test_daemon_publishes_the_candidate_that_wins_and_makes_it_anew_from_the_bundle(
+    made: oneshot.Bundled, tmp_path: Path
+) -> None:
+    older = tmp_path / "older" / "site-packages"  # what a sandboxed worker may read
+    (older / "onnxruntime-0.9.dist-info").mkdir(parents=True)
+    (older / "onnxruntime-0.9.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: onnxruntime\nVersion: 0.9\n"
+    )
+    with Daemon(tmp_path, search='{budget: "20s"}') as daemon:
+        daemon.worker, daemon.environment = REAL_WORKER, {"PYTHONPATH": str(older)}
+        daemon.start()
+        arriving = daemon.inbox / ".numbers.edgeopt.part"
+        shutil.copy(made.file, arriving)
+        arriving.rename(daemon.inbox / "numbers.edgeopt")
+        daemon.wait(lambda: daemon.jobs("published"), timeout_s=100.0)
+        daemon.wait(lambda: daemon.waiting() == [])
+        first = check_whole(daemon.published / "numbers" / "1")
+        assert [step["technique"] for step in first["recipe"]] == ["tidy", "quantize_static"]
+        assert (first["source"]["sha256"], first["artifact"]["runtime_version"]) == (made.sha256, "0.9")
+        assert first["result"]["latency_ms"]["p50"] > 0
+        assert daemon.stop() == 0
+
+        daemon.environment = {}
+        daemon.start()
+        stale = 'edgeopt_artifact_stale{model="numbers",reason="runtime"}'
+        daemon.wait(lambda: daemon.metric(stale) == 1)
+        daemon.wait((daemon.published / "numbers" / "2").exists, timeout_s=100.0)
+        daemon.wait(lambda: daemon.metric(stale) == 0)
+        hits, misses = (daemon.metric(f'edgeopt_cache_requests_total{{result="{name}"}}') for name in ("hit", "miss"))
+        second = check_whole(daemon.published / "numbers" / "current")
+    assert second["healed"] == {"version": 1, "reasons": ["runtime"], "same_artifact": True}
+    assert second["artifact"]["runtime_version"] == fingerprint.installed("onnxruntime")
+    assert second["prepared"] == first["prepared"]
+    assert (hits, misses) == (0, 1), "its candidate was measured again, not remembered"
 
 
 def test_device_with_a_gpu_builds_engines_of_all_candidates_for_the_shapes_of_the_samples(

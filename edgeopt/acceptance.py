@@ -30,7 +30,7 @@ from edgeopt.records import Artifact, Recipe, Target, Trial, Verdict
 from edgeopt.stages import attempt, baseline, bundle, ingest, reference, report, select, teachers
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.bundle import Bundle, Candidate
-from edgeopt.stages.cache import CandidateCache
+from edgeopt.stages.cache import CandidateCache, conditions
 from edgeopt.stages.data import Data
 from edgeopt.stages.events import Emit, staged
 from edgeopt.stages.evidence import CalibrationEvidence
@@ -66,8 +66,8 @@ def run(
         with staged("baseline", emit):
             bench = _workbench(offer, runners, emit)
         facts = {"bundle": order.source.sha256, "eval": offer.data.eval.origin, "target": offer.target}
-        cache = CandidateCache(cache_folder, facts | {"goal": bench.goal, "versions": report.versions()})
-        trials = list(_trials(offer, bench, cache))
+        facts |= {"goal": bench.goal, **conditions(offer.target, host=host)}
+        trials = list(_trials(offer, bench, CandidateCache(cache_folder, facts)))
         with staged("select", emit):
             verdict = select.choose(
                 trials,

@@ -2,12 +2,14 @@
 
 The worker writes it into ``environment.fingerprint`` of the manifest (``stages.report``); the daemon holds what is here
 today against it, at its start and daily; ``edgeopt.load`` does before it opens anything. Everything is read from package
-metadata, /proc and /sys: nothing heavy is imported, so that it costs the daemon nothing. A fact that is unknown on
-either side is never held against an artifact.
+metadata, /proc and /sys: nothing heavy is imported, so that it costs the daemon nothing. Where a runtime is imported
+already, the version in memory is the truth for this process: an upgrade in place changes the metadata under it, and the
+process goes on with the old library. A fact that is unknown on either side is never held against an artifact.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +24,12 @@ DISTRIBUTIONS = {
     "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
 }
 """Packages whose version is a runtime's, the preferred one first."""
+_MODULES = {
+    "onnxruntime": ("onnxruntime",),
+    "tensorrt": ("tensorrt", "tensorrt_bindings"),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+"""What a process that runs a runtime has imported."""
 _ON_GPU = ("tensorrt", "tensorrt-rtx")
 REASONS = ("runtime", "device", "driver", "gpu")
 
@@ -53,7 +61,7 @@ def here(runtime: str | None, *, host: Host = THIS_HOST) -> Fingerprint:
     on_gpu = runtime in _ON_GPU and device.gpu_present(host=host)
     return Fingerprint(
         runtime=runtime,
-        runtime_version=installed(runtime),
+        runtime_version=running(runtime),
         arch=host.machine,
         device=device.describe(host=host),
         features=device.features(host=host),
@@ -70,6 +78,21 @@ def installed(runtime: str | None) -> str | None:
         except PackageNotFoundError:
             continue
     return None
+
+
+def running(runtime: str | None) -> str | None:
+    """The version of a runtime that this process runs, or would if it imported it now; nothing is imported."""
+    on_disk = installed(runtime)
+    for name in _MODULES.get(runtime or "", ()):
+        loaded = getattr(sys.modules.get(name), "__version__", None)
+        if isinstance(loaded, str) and loaded:
+            return on_disk if on_disk is not None and _refines(on_disk, loaded) else loaded
+    return on_disk
+
+
+def _refines(packaged: str, loaded: str) -> bool:
+    """Whether a package's version only adds to its module's: a nightly build's date, a fourth number, ``.post1``."""
+    return packaged.startswith(loaded) and not packaged[len(loaded) :][:1].isdigit()
 
 
 def of_manifest(manifest: Mapping[str, Any]) -> Fingerprint:

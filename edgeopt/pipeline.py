@@ -38,7 +38,7 @@ from edgeopt.stages import (
 )
 from edgeopt.stages import data as assignment
 from edgeopt.stages.attempt import Workbench
-from edgeopt.stages.cache import CandidateCache
+from edgeopt.stages.cache import CandidateCache, conditions
 from edgeopt.stages.data import Data
 from edgeopt.stages.events import Emit, staged
 from edgeopt.stages.evidence import CalibrationEvidence
@@ -67,8 +67,13 @@ class Job:
     folder: JobFolder
 
 
-def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> Verdict:
-    """Work off one job. Raises an :class:`~edgeopt.errors.EdgeoptError` that says what becomes of it."""
+def run(
+    order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit, *, host: device.Host = device.THIS_HOST
+) -> Verdict:
+    """Work off one job. Raises an :class:`~edgeopt.errors.EdgeoptError` that says what becomes of it.
+
+    ``host`` is where the conditions are read from that finished candidates are found again under.
+    """
     with staged("ingest", emit):
         job = _take_in(order, folder)
         for note in job.given.notes:
@@ -85,7 +90,7 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
             elif not device.is_here(job.target) or _is_for_engines(job.target):
                 bench = elsewhere.aimed(bench)
         policy = job.order.policy
-        cache = CandidateCache(cache_folder, _facts(job))
+        cache = CandidateCache(cache_folder, _facts(job, host))
         search = Search(bench, cache, policy.search, techniques=policy.techniques)
         trials = search.fixed(recipes) if job.order.only_recipe else search.run(recipes)
         if order.prepare:
@@ -272,7 +277,7 @@ def _harmless(recipes: tuple[Recipe, ...], passes: dict[str, Pass]) -> set[str]:
     return {recipe.id for recipe in recipes if all(passes[step.technique].lossless for step in recipe.steps)}
 
 
-def _facts(job: Job) -> dict[str, Any]:
+def _facts(job: Job, host: device.Host) -> dict[str, Any]:
     """What a candidate's result depends on besides its recipe."""
     return {
         "model": job.order.source.sha256,
@@ -282,5 +287,5 @@ def _facts(job: Job) -> dict[str, Any]:
         "target": job.target,
         "metric": job.order.policy.goal.metric,
         "seed": job.order.policy.search.seed,
-        "versions": report.versions(),
+        **conditions(job.target, host=host),
     }

@@ -169,7 +169,10 @@ class _Opened:
                     raise
                 reason = error.message
         if fallback is None:
-            raise UnfitArtifact(f"{version.folder} does not fit here: {reason}", hint=_WAYS_OUT)
+            unverified = version.manifest.get("status") == "unverified"
+            raise UnfitArtifact(
+                f"{version.folder} does not fit here: {reason}", hint=_ACCEPT if unverified else _WAYS_OUT
+            )
         other = changed(Fingerprint(runtime=fallback.runtime, runtime_version=fallback.runtime_version))
         if other and not accept_stale:
             raise UnfitArtifact(
@@ -186,6 +189,7 @@ class _Opened:
 
 
 _WAYS_OUT = "Let the daemon make it anew here (see edgeopt status), or pass accept_stale=True."
+_ACCEPT = "Run `edgeopt accept` with it on its device and load what that publishes, or pass accept_stale=True."
 
 
 def load(

@@ -40,14 +40,14 @@ def _onnx_target(name: str, here: str, version_of: Callable[[str], str | None]) 
     if name == here:
         return _target(name, builds=True, runs=True)
     if name == "arm":
-        meaning = "made ahead of time for target.features and published as unverified; an ARM device accepts it"
-        return _target(name, builds=True, meaning=meaning, fix="edgeopt accept, on the ARM device")
+        meaning = "made ahead of time for target.features and published as unverified: no ARM device has run it"
+        return _target(name, builds=True, meaning=meaning, fix=_elsewhere(name))
     meaning = f"this device is {here}: what is made for {name} is not what its own kernels were measured with"
     return _target(name, meaning=meaning, fix="run edgeopt on such a device")
 
 
 def _engine_target(flavour: Flavour, version: str | None, *, gpu: bool, bindings: str | None) -> Finding:
-    elsewhere = f"edgeopt optimize --target {flavour.name} --prepare here, edgeopt accept on that device"
+    elsewhere = _elsewhere(flavour.name)
     if version is None:
         if gpu or not flavour.needs_gpu:
             return _target(flavour.name, meaning="not installed", fix=flavour.install)
@@ -62,8 +62,11 @@ def _engine_target(flavour: Flavour, version: str | None, *, gpu: bool, bindings
         meaning = f"it builds on the GPU that will run the engine, and {_NO_GPU}"
         return _target(flavour.name, version=version, meaning=meaning, fix=elsewhere)
     meaning = f"built ahead of time for target.compute_capability, published as unverified; {_NO_GPU}"
-    fix = "edgeopt.load, or edgeopt accept, on a device with such a GPU"
-    return _target(flavour.name, builds=True, version=version, meaning=meaning, fix=fix)
+    return _target(flavour.name, builds=True, version=version, meaning=meaning, fix=elsewhere)
+
+
+def _elsewhere(target: str) -> str:
+    return f"edgeopt optimize --target {target} --prepare here, edgeopt accept on that device"
 
 
 def _target(name: str, *, builds: bool = False, runs: bool = False, version: str = "", **more: str) -> Finding:

@@ -74,8 +74,8 @@ class Prepared:
 def write(prepared: Prepared, out: Path, *, scratch: Path) -> Bundle:
     """Write ``out/NAME.edgeopt`` and, beside it for whoever asks, the bundle's document; ``scratch`` holds samples meanwhile."""
     contents: dict[str, Content] = {}
-    original = _add_model(_model_of(prepared.baseline), contents)
-    teacher = None if prepared.teacher is None else _add_model(prepared.teacher, contents)
+    original = add_model(_model_of(prepared.baseline), contents)
+    teacher = None if prepared.teacher is None else add_model(prepared.teacher, contents)
     order, found = prepared.order, _candidates(prepared, {original}, contents)
     bundle = Bundle(
         edgeopt=__version__,
@@ -91,11 +91,15 @@ def write(prepared: Prepared, out: Path, *, scratch: Path) -> Bundle:
         candidates=tuple(found),
         environment=report.versions(),
     )
-    document = json.dumps({"bundle": BUNDLE_VERSION, **wire.encode(bundle)}, indent=1, allow_nan=False) + "\n"
-    contents[BUNDLE_FILE] = document.encode()
-    (out / BUNDLE_FILE).write_text(document, encoding="utf-8")
-    _pack(contents | _samples(prepared.reference, scratch), out / f"{order.name}{BUNDLE_SUFFIX}")
+    contents[BUNDLE_FILE] = text = document(bundle)
+    (out / BUNDLE_FILE).write_bytes(text)
+    pack(contents | _samples(prepared.reference, scratch), out / f"{order.name}{BUNDLE_SUFFIX}")
     return bundle
+
+
+def document(bundle: Bundle) -> bytes:
+    """The member that says what the others are."""
+    return (json.dumps({"bundle": BUNDLE_VERSION, **wire.encode(bundle)}, indent=1, allow_nan=False) + "\n").encode()
 
 
 # ---------------------------------------------------------------- what goes in
@@ -111,7 +115,7 @@ def _candidates(prepared: Prepared, taken: set[str], contents: dict[str, Content
         assert trial.artifact is not None  # noqa: S101  # see _is_right
         assert trial.measurement is not None  # noqa: S101
         model = _model_of(trial.artifact)
-        address = _add_model(model, contents)
+        address = add_model(model, contents)
         if address in taken:
             continue
         taken.add(address)
@@ -147,7 +151,8 @@ def _model_of(artifact: Artifact) -> Path:
     return path if artifact.engine is None else path.with_name(ARTIFACT_FILE)
 
 
-def _add_model(model: Path, contents: dict[str, Content]) -> str:
+def add_model(model: Path, contents: dict[str, Content]) -> str:
+    """Put a model into a bundle; its address there."""
     files = model_files(model)
     address = content_address([sha256_of(file) for file in files])
     for file, name in zip(files, (ARTIFACT_FILE, ARTIFACT_DATA_FILE), strict=False):
@@ -195,7 +200,7 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 
 # ---------------------------------------------------------------- the archive
-def _pack(contents: Mapping[str, Content], path: Path) -> None:
+def pack(contents: Mapping[str, Content], path: Path) -> None:
     """Write the archive, with SHA256SUMS over everything in it; OSError where the disk does."""
     sums = "".join(f"{_digest(contents[name])}  {name}\n" for name in sorted(contents))
     first = {BUNDLE_FILE: contents[BUNDLE_FILE], CHECKSUMS_FILE: sums.encode()}

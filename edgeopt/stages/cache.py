@@ -1,5 +1,8 @@
 """Finished candidates by content address: a restart, a repeated drop and a shared recipe never do the same work twice.
 
+A trial holds under the conditions that it was made and measured in only, so that these are part of the key: a version
+that is made anew because its GPU got another driver must not find what was measured under the old one.
+
 ``cache/<key>/trial.json`` beside the artifact's files; the key is the hash of everything the candidate depends on. A
 folder appears in one rename, so a crash leaves no half of one. The folder belongs to one model: what runs in the worker
 cannot reach another model's results.
@@ -15,15 +18,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeopt import wire
+from edgeopt import __version__, fingerprint, wire
+from edgeopt.device import THIS_HOST, Host
 from edgeopt.integrity import model_files, sha256_of
-from edgeopt.records import Recipe, Trial
+from edgeopt.records import Recipe, Target, Trial
+from edgeopt.stages import report
 
 _TRIAL_FILE = "trial.json"
 
 
+def conditions(target: Target, *, host: Host = THIS_HOST) -> dict[str, Any]:
+    """What a trial depends on besides its model, data and goal: this edgeopt, the libraries, and what serves ``target`` here."""
+    runtime = target.name if target.name in fingerprint.DISTRIBUTIONS else "onnxruntime"
+    return {
+        "edgeopt": __version__,
+        "versions": report.versions(),
+        "fingerprint": fingerprint.here(runtime, host=host),
+    }
+
+
 class CandidateCache:
-    """The cache of one model; ``facts`` is whatever else a candidate depends on: data, target, goal, versions."""
+    """The cache of one model; ``facts`` is whatever else a candidate depends on: data, target, goal, :func:`conditions`."""
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""A real daemon process with the fake worker, for tests: started, dropped into, asked, killed."""
+"""A real daemon process with the fake worker, or the real one, for tests: started, dropped into, asked, killed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any, Self
 from tests.inbox import model_bytes
 
 FAKE_WORKER = Path(__file__).parent / "fake_worker.py"
+REAL_WORKER = "-P|-m|edgeopt.worker"
 _ENTRY = """
 import sys
 from pathlib import Path
@@ -43,6 +44,7 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
         self.log = root / "log"
         self.environment: dict[str, str] = {}
+        self.worker = str(FAKE_WORKER)
         for folder in ("inbox", "published", "rejected", "state"):
             setattr(self, folder, root / folder)
         self.inbox: Path
@@ -69,7 +71,7 @@ class Daemon:
 
     # ------------------------------------------------------------ the process
     def start(self, *arguments: str, ready: bool = True) -> Daemon:
-        entry = [sys.executable, "-c", _ENTRY, str(self.config), f"{sys.executable}|{FAKE_WORKER}", *arguments]
+        entry = [sys.executable, "-c", _ENTRY, str(self.config), f"{sys.executable}|{self.worker}", *arguments]
         with self.log.open("ab") as log:
             # the log is read from here on: an earlier daemon's lines are not this one's
             self.from_byte = self.log.stat().st_size

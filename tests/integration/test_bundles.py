@@ -14,14 +14,17 @@ import onnx
 import pytest
 
 import edgeopt
-from edgeopt import acceptance, catalogue, device, oneshot
+from edgeopt import acceptance, catalogue, device, fingerprint, oneshot
 from edgeopt.cli import main
 from edgeopt.cli.optimize import read_recipe
 from edgeopt.daemon import drops, intake
 from edgeopt.errors import UsageError
 from edgeopt.layout import BUNDLE_FILE
+from edgeopt.orders import Event
 from edgeopt.policy import Goal, Policy, Search, WorkerLimits
 from tests.bundles import altered, packed, unpacked
+from tests.devices import gpu_host
+from tests.integration.daemon import REAL_WORKER, Daemon
 from tests.published import check_whole
 
 SHIPPED = Path(edgeopt.__file__).parent / "demo"
@@ -161,6 +164,42 @@ def test_daemon_accepts_dropped_bundles_believes_none_and_refuses_those_for_othe
     assert [path.name for path in folders["inbox"].iterdir()] == [".syncing.edgeopt.tmp"]
 
 
+def test_daemon_publishes_the_candidate_that_wins_and_makes_it_anew_from_the_bundle(
+    made: oneshot.Bundled, tmp_path: Path
+) -> None:
+    older = tmp_path / "older" / "site-packages"  # what a sandboxed worker may read
+    (older / "onnxruntime-0.9.dist-info").mkdir(parents=True)
+    (older / "onnxruntime-0.9.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: onnxruntime\nVersion: 0.9\n"
+    )
+    with Daemon(tmp_path, search='{budget: "20s"}') as daemon:
+        daemon.worker, daemon.environment = REAL_WORKER, {"PYTHONPATH": str(older)}
+        daemon.start()
+        arriving = daemon.inbox / ".numbers.edgeopt.part"
+        shutil.copy(made.file, arriving)
+        arriving.rename(daemon.inbox / "numbers.edgeopt")
+        daemon.wait(lambda: daemon.jobs("published"), timeout_s=100.0)
+        daemon.wait(lambda: daemon.waiting() == [])
+        first = check_whole(daemon.published / "numbers" / "1")
+        assert [step["technique"] for step in first["recipe"]] == ["tidy", "quantize_static"]
+        assert (first["source"]["sha256"], first["artifact"]["runtime_version"]) == (made.sha256, "0.9")
+        assert first["result"]["latency_ms"]["p50"] > 0
+        assert daemon.stop() == 0
+
+        daemon.environment = {}
+        daemon.start()
+        stale = 'edgeopt_artifact_stale{model="numbers",reason="runtime"}'
+        daemon.wait(lambda: daemon.metric(stale) == 1)
+        daemon.wait((daemon.published / "numbers" / "2").exists, timeout_s=100.0)
+        daemon.wait(lambda: daemon.metric(stale) == 0)
+        hits, misses = (daemon.metric(f'edgeopt_cache_requests_total{{result="{name}"}}') for name in ("hit", "miss"))
+        second = check_whole(daemon.published / "numbers" / "current")
+    assert second["healed"] == {"version": 1, "reasons": ["runtime"], "same_artifact": True}
+    assert second["artifact"]["runtime_version"] == fingerprint.installed("onnxruntime")
+    assert second["prepared"] == first["prepared"]
+    assert (hits, misses) == (0, 1), "its candidate was measured again, not remembered"
+
+
 def test_device_with_a_gpu_builds_engines_of_all_candidates_for_the_shapes_of_the_samples(
     made: oneshot.Bundled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,15 +211,19 @@ def test_device_with_a_gpu_builds_engines_of_all_candidates_for_the_shapes_of_th
     policy["goal"] = policy["goal"] | {"min_speedup": 1000.0}
     file = tmp_path / "digits.edgeopt"
     file.write_bytes(altered(made.file, target=document["target"] | {"name": "tensorrt"}, policy=policy))
-    (tmp_path / "dev" / "nvidia0").mkdir(parents=True)
     staged = intake.stage(drops.of_paths(file), staging_root=tmp_path / "staging", policy=SIZE, limits=WorkerLimits())
-    host = device.Host(dev=tmp_path / "dev")
-    verdict = acceptance.run(staged.order, staged.folder, tmp_path / "cache", lambda _event: None, host=host)
+    events: list[Event] = []
+    old, new = (gpu_host(tmp_path / driver, driver) for driver in ("550.1", "560.2"))
+    verdict = acceptance.run(staged.order, staged.folder, tmp_path / "cache", events.append, host=old)
     assert [trial.measurement is not None for trial in verdict.trials] == [True, True]
     engines = list((staged.folder.work / "candidates").rglob("model.engine"))
     assert len(engines) == 2
     assert all(engine.read_text().startswith("[{'image': (1, 1, 8, 8)}, ") for engine in engines)
     assert not list(staged.folder.input.rglob("model.engine"))
+    # what was measured holds under that driver only
+    for host in (old, new):
+        acceptance.run(staged.order, staged.folder, tmp_path / "cache", events.append, host=host)
+    assert [event.fields["result"] for event in events if event.kind == "cache"] == ["miss", "hit", "miss"]
 
 
 def test_accepting_imports_nothing_that_makes_models() -> None:

@@ -20,6 +20,7 @@ from edgeopt.orders import Event, JobOrder, Source, StagedFiles
 from edgeopt.policy import Policy, Search, TargetRequest, WorkerLimits
 from edgeopt.records import Artifact, EngineFacts, Recipe, Signature, Step, Target, TensorSpec
 from edgeopt.runtimes.ort import OnnxRuntime
+from tests.devices import gpu_host
 
 SHIPPED = Path(edgeopt.__file__).parent / "demo"
 
@@ -65,11 +66,13 @@ class Copier(OnnxRuntime):
 def copier(monkeypatch: pytest.MonkeyPatch) -> Copier:
     copier = Copier()
     monkeypatch.setattr(catalogue, "find_engines", lambda _target: copier)
-    monkeypatch.setattr(device, "gpu_present", lambda: True)
+    monkeypatch.setattr(device, "gpu_present", lambda **_host: True)
     return copier
 
 
-def work(folder: JobFolder, **target: Any) -> tuple[dict[str, Any], list[Event]]:
+def work(
+    folder: JobFolder, *, cache: Path | None = None, host: device.Host = device.THIS_HOST, **target: Any
+) -> tuple[dict[str, Any], list[Event]]:
     """The manifest and the events of a job on the shipped classifier, with one recipe."""
     folder.create()
     shutil.copyfile(SHIPPED / "digits.onnx", folder.input / "model.onnx")
@@ -86,7 +89,7 @@ def work(folder: JobFolder, **target: Any) -> tuple[dict[str, Any], list[Event]]
         only_recipe=Recipe(steps=(Step.of("tidy"),)),
     )
     events: list[Event] = []
-    pipeline.run(order, folder, folder.root / "cache", events.append)
+    pipeline.run(order, folder, cache or folder.root / "cache", events.append, host=host)
     return json.loads((folder.out / "manifest.json").read_text()), events
 
 
@@ -115,6 +118,22 @@ def test_named_gpus_mean_engines_for_elsewhere_also_where_one_is_here(copier: Co
     manifest, _ = work(JobFolder(tmp_path), compute_capability=(8.6,))
     assert manifest["status"] == "unverified"
     assert manifest["verification"]["latency"]["measured"] is False
+
+
+def test_trials_are_found_again_under_the_same_driver_and_release_only(
+    copier: Copier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = (gpu_host(tmp_path / driver, driver) for driver in ("550.1", "560.2"))
+
+    def cached(number: int, host: device.Host) -> list[str]:
+        _, events = work(JobFolder(tmp_path / f"job{number}"), cache=tmp_path / "cache", host=host)
+        return [event.fields["result"] for event in events if event.kind == "cache"]
+
+    assert cached(1, old) == ["miss"]
+    assert cached(2, old) == ["hit"]
+    assert cached(3, new) == ["miss"], "the engine is built and judged anew"
+    monkeypatch.setattr("edgeopt.stages.cache.__version__", "99.0")
+    assert cached(4, new) == ["miss"]
 
 
 def test_original_that_the_builder_refuses_is_the_jobs_end(copier: Copier, tmp_path: Path) -> None:

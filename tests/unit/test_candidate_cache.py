@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+from edgeopt import device
 from edgeopt.integrity import sha256_of
+from edgeopt.policy import TargetRequest
 from edgeopt.records import Artifact, Recipe, Step, Trial
-from edgeopt.stages.cache import CandidateCache
+from edgeopt.stages.cache import CandidateCache, conditions
+from tests.devices import gpu_host
 
 RECIPE = Recipe(steps=(Step.of("tidy"),))
 
@@ -54,3 +59,14 @@ def test_refusal_is_remembered_too(tmp_path) -> None:
     cache = CandidateCache(tmp_path / "cache", {})
     cache.keep(Trial(recipe=RECIPE, refused="pass-failed: no pattern"))
     assert cache.find(RECIPE) == Trial(recipe=RECIPE, refused="pass-failed: no pattern")
+
+
+def test_driver_counts_for_engines_and_the_same_day_gives_the_same_key(tmp_path: Path) -> None:
+    old, new = (gpu_host(tmp_path / driver, driver) for driver in ("550.1", "560.2"))
+    engines = device.detect(TargetRequest(name="tensorrt"), host=old)
+    cache = CandidateCache(tmp_path / "cache", conditions(engines, host=old))
+    cache.keep(Trial(recipe=RECIPE, refused="not right"))
+    assert CandidateCache(tmp_path / "cache", conditions(engines, host=old)).find(RECIPE) is not None
+    assert CandidateCache(tmp_path / "cache", conditions(engines, host=new)).find(RECIPE) is None
+    processor = device.detect(TargetRequest(name="cpu"), host=old)
+    assert conditions(processor, host=old) == conditions(processor, host=new)

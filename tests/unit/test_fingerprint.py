@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeopt import fingerprint, wire
-from edgeopt.device import Host
 from edgeopt.fingerprint import Fingerprint
+from tests.devices import gpu_host
 
 THEN = Fingerprint(
     runtime="onnxruntime", runtime_version="1.0", arch="x86_64", device="Some CPU", features=("avx2", "avx_vnni")
@@ -26,14 +28,6 @@ ANYTHING = st.recursive(
     ),
     max_leaves=6,
 )
-
-
-def gpu_host(root: Path, driver: str = "550.54.15") -> Host:
-    nvidia = root / "proc" / "driver" / "nvidia"
-    (nvidia / "gpus" / "0000:01:00.0").mkdir(parents=True)
-    (nvidia / "version").write_text(f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {driver}  Thu Feb 22\nGCC\n")
-    (nvidia / "gpus" / "0000:01:00.0" / "information").write_text("Model: \t\t NVIDIA L4\nIRQ: 1\n")
-    return Host(proc=root / "proc", sys=root / "sys", dev=root / "dev", machine="x86_64", affinity=frozenset({0}))
 
 
 def test_nothing_has_changed_on_the_same_day() -> None:
@@ -96,13 +90,52 @@ def test_no_manifest_breaks_the_reader(artifact: Any, target: Any, environment: 
     fingerprint.changes(fingerprint.of_manifest(manifest), THEN)
 
 
+def package(root: Path, version: str) -> None:
+    """The metadata of an onnxruntime on disk."""
+    folder = root / f"onnxruntime-{version}.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: onnxruntime\nVersion: {version}\n")
+
+
 def test_another_version_is_seen_as_soon_as_its_metadata_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = fingerprint.installed("onnxruntime")
-    package = tmp_path / "onnxruntime-99.1.dist-info"
-    package.mkdir()
-    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime\nVersion: 99.1\n")
+    package(tmp_path, "99.1")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert fingerprint.installed("onnxruntime") == "99.1" != before
     assert fingerprint.installed("no-runtime") is None
+
+
+def test_library_in_memory_counts_and_not_the_one_that_was_installed_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    package(tmp_path, "99.1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert fingerprint.here("onnxruntime").runtime_version == onnxruntime.__version__
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    assert fingerprint.here("onnxruntime").runtime_version == "99.1", "whoever has imported nothing would get this one"
+    assert "onnxruntime" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("packaged", "loaded", "told"),
+    [
+        ("1.2.0.dev20260101", "1.2.0", "1.2.0.dev20260101"),
+        ("1.2.0+local", "1.2.0", "1.2.0+local"),
+        ("1.2.10", "1.2.1", "1.2.1"),
+        ("1.2.0", "1.2.0", "1.2.0"),
+        ("1.3.0", "", "1.3.0"),
+    ],
+)
+def test_package_that_only_says_more_than_its_module_is_the_same_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packaged: str, loaded: str, told: str
+) -> None:
+    package(tmp_path, packaged)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = ModuleType("onnxruntime")
+    module.__version__ = loaded  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    assert fingerprint.running("onnxruntime") == told

@@ -181,6 +181,26 @@ def test_newer_version_made_for_another_process_is_left_alone_and_a_rollback_obe
         assert model.version.manifest["version"] == 1
 
 
+def test_server_goes_on_with_the_library_in_memory_when_a_newer_one_is_installed_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "published"
+    first = publish_digits(root, threads=1)
+    package = tmp_path / "upgraded" / "onnxruntime-99.0.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime\nVersion: 99.0\n")
+    with runtime.load(first.parent) as model:
+        model.run({"image": IMAGE})
+        monkeypatch.syspath_prepend(str(package.parent))
+        healed = publish_digits(root, threads=2, runtime_version="99.0")
+        model.run({"image": IMAGE})
+        assert model.version.manifest["version"] == 1, (
+            "the healed one was measured with a library that is not in memory"
+        )
+    with pytest.raises(UnfitArtifact, match=r"onnxruntime: 99\.0 then"):
+        runtime.load(healed)
+
+
 def test_version_that_did_not_open_is_tried_again_after_a_while(tmp_path: Path) -> None:
     now_s = [0.0]
     first = publish_digits(tmp_path / "published", threads=1)

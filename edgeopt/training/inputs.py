@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.calibrate.reconstruct import is_held_out
+from edgeopt.calibrate.regression import is_held_out
 from edgeopt.errors import PassFailed
 from edgeopt.training.shelf import Shelf
 

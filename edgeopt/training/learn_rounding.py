@@ -122,7 +122,7 @@ def _tasks(model: ir.Model, scheme: Scheme) -> Iterator[_Task]:
         found = qparams.weight_qparams(weight, axis=layer.weight_axis, reduced_range=scheme.reduced_range)
         yield _Task(
             layer,
-            Consumer(layer, 1 if layer.node.op_type == "Conv" else 1 - layer.weight_axis),
+            Consumer.of(layer),
             found.scale,
             found.qmax,
         )

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'edgeopt[train]'")
 
-from edgeopt.calibrate.reconstruct import is_held_out  # noqa: E402 - torch may be missing
+from edgeopt.calibrate.regression import is_held_out  # noqa: E402 - torch may be missing
 from edgeopt.errors import PassFailed  # noqa: E402
 from edgeopt.training import inputs  # noqa: E402
 from edgeopt.training.course import Course  # noqa: E402

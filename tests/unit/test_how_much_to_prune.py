@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,27 +24,29 @@ LATER = 3600.0
 
 
 class Rehearsed:
-    """Right up to a share of the units removed."""
+    """Right up to a share of the units removed, and ``wrong`` beyond it."""
 
-    def __init__(self, right_up_to: float) -> None:
-        self.right_up_to, self.asked = right_up_to, []
+    def __init__(self, right_up_to: float, wrong: float = 0.5) -> None:
+        self.right_up_to, self.wrong, self.asked = right_up_to, wrong, []
 
     def quality(self, recipe: Recipe) -> Any:
         gone = _removed(recipe)
         self.asked.append(gone)
         if gone > 90:
             raise MeasureFailed("nothing is left")
-        return SimpleNamespace(metric="nsr", samples=64, ci95=(0.0, 0.0 if gone <= self.right_up_to * 100 else 0.5))
+        return SimpleNamespace(
+            metric="nsr", samples=64, ci95=(0.0, 0.0 if gone <= self.right_up_to * 100 else self.wrong)
+        )
 
 
 def _removed(recipe: Recipe) -> int:
-    return next(int(str(value).split(":")[1].rstrip("}")) for _, value in recipe.steps[1].settings)
+    return int(json.loads(dict(recipe.steps[1].settings)["removed"])["conv"])
 
 
-def _pruning(right_up_to: float) -> pruning.Pruning:
+def _pruning(right_up_to: float, wrong: float = 0.5) -> pruning.Pruning:
     return pruning.Pruning(
         bench=SimpleNamespace(goal=Goal()),  # type: ignore[arg-type]  # the search asks for the goal only
-        rehearsal=Rehearsed(right_up_to),  # type: ignore[arg-type]
+        rehearsal=Rehearsed(right_up_to, wrong),  # type: ignore[arg-type]
         before=(Step.of("tidy"),),
         after=(Step.of("quantize_static"),),
         shares=(SHARE,),
@@ -65,6 +69,39 @@ def test_what_is_wrong_at_the_least_share_is_one_refused_trial_that_says_by_how_
     (trial,) = _search(_pruning(right_up_to=0.0))
     assert trial.refused == "not timed: nsr may drop by up to 0.5 on 64 calibration samples"
     assert [step.technique for step in trial.recipe.steps] == ["tidy", "prune_channels", "quantize_static"]
+
+
+def test_half_of_it_is_tried_where_the_least_share_narrowly_fails() -> None:
+    refused, attempted = _search(_pruning(right_up_to=0.05, wrong=0.0111))
+    assert refused.refused == "not timed: nsr may drop by up to 0.0111 on 64 calibration samples"
+    assert _removed(refused.recipe) == 11
+    assert attempted.refused is None and _removed(attempted.recipe) == 5
+
+
+def test_half_of_it_that_is_wrong_as_well_is_a_second_refused_trial() -> None:
+    trials = _search(_pruning(right_up_to=0.0, wrong=0.0111))
+    assert [_removed(trial.recipe) for trial in trials] == [11, 5]
+    assert all(trial.refused for trial in trials)
+
+
+@pytest.mark.parametrize(("wrong", "within_s"), [(0.0161, LATER), (0.0111, -1.0)], ids=["far off", "no time left"])
+def test_half_of_it_is_not_tried_where_it_could_not_be_right_or_the_time_is_over(wrong: float, within_s: float) -> None:
+    (trial,) = _search(_pruning(right_up_to=0.05, wrong=wrong), within_s=within_s)
+    assert _removed(trial.recipe) == 11
+
+
+def test_units_that_go_in_coarse_steps_are_not_tried_twice() -> None:
+    coarse = replace(SHARE, step=10, damages=(0.001, 0.002))
+    prepared = replace(_pruning(right_up_to=0.0, wrong=0.0111), shares=(coarse,))
+    assert len(_search(prepared)) == 1
+
+
+def test_recipe_says_which_rule_chose_the_units_and_which_end_of_it_goes() -> None:
+    recipe = _pruning(right_up_to=1.0).recipe(0.1)
+    assert recipe is not None
+    settings = dict(recipe.steps[1].settings)
+    assert settings == {"criterion": "obs", "direction": "low", "removed": '{"conv": 11}'}
+    read_settings(PruneScheme, settings, technique="prune_channels").check()
 
 
 @pytest.mark.parametrize("right_up_to", [0.15, 0.3, 0.5])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeopt import device
-from edgeopt.calibrate import importance, removal
+from edgeopt.calibrate import importance, readers, removal
 from edgeopt.calibrate.importance import Ranking, Scores
 from edgeopt.calibrate.removal import PruneScheme
 from edgeopt.calibrate.shapes import observed_shapes
-from edgeopt.errors import CandidateError
+from edgeopt.errors import CandidateError, PassFailed
 from edgeopt.graph import groups, quantizable, shrink, tensors
 from edgeopt.graph.groups import Family
 from edgeopt.records import Recipe, Step, Trial
@@ -133,7 +133,7 @@ def prepare(base: Trial, rehearsal: Rehearsal) -> Pruning:
             rehearsal=rehearsal,
             before=before,
             after=after,
-            shares=tuple(_shares(model, costs, bench)),
+            shares=_shares(model, costs, bench),
             whole=whole,
         )
 
@@ -209,21 +209,21 @@ def _is_within(trial: Trial, bench: Workbench) -> bool:
 # ---------------------------------------------------------------- what a family costs
 def _costs(model: Model, recipe: Recipe, bench: Workbench) -> tuple[dict[str, float], float]:
     """By a weight's name what the layer that reads it costs, and what all layers do."""
-    readers = {
+    layer_of = {
         str(value.name): quantizable.layer_name(node)
         for node in model.graph
         for value in (node.inputs[place] for place in _WEIGHTS.get(node.op_type, ()))
         if value is not None and tensors.constant(value) is not None
     }
     if bench.goal.objective != "latency":
-        sizes = {name: _bytes(model, name) for name in readers}
+        sizes = {name: _bytes(model, name) for name in layer_of}
         return sizes, sum(sizes.values())
     artifact = attempt.compile_recipe(model, recipe, bench)
     seconds = bench.runtime.node_seconds(Path(artifact.path), bench.timed, threads=bench.target.threads)
-    layers = list(dict.fromkeys(readers.values()))
+    layers = list(dict.fromkeys(layer_of.values()))
     # rounded, so that clocks do not decide ties: the same model should give the same recipe
     parts = sensitivity.shares(sensitivity.layer_seconds(model, layers, seconds))
-    return {name: parts[layer] for name, layer in readers.items()}, sum(parts.values())
+    return {name: parts[layer] for name, layer in layer_of.items()}, sum(parts.values())
 
 
 def _bytes(model: Model, name: str) -> float:
@@ -239,22 +239,35 @@ def _family_cost(family: Family, costs: Mapping[str, float]) -> float:
 
 
 # ---------------------------------------------------------------- what a family is worth
-def _shares(model: Model, costs: Mapping[str, float], bench: Workbench) -> Iterator[Share]:
+def _shares(model: Model, costs: Mapping[str, float], bench: Workbench) -> tuple[Share, ...]:
+    """The families that may give something up; raises :class:`~edgeopt.errors.PassFailed` where no family may, with the reason."""
     scheme = PruneScheme(ratio=_DEEPEST, families="inner").fitted(bench.target)
     plain = shrink.unshared(model)  # as the pass itself does: the names of the families must be the same
     families = removal.candidates(groups.find(plain, observed_shapes(model, bench.evidence)).families, scheme)
     depths = removal.depths(families, scheme)
     scores = importance.scores(plain, families, Ranking(criterion=_CRITERION, depths=depths), bench.evidence)
-    for family in families:
-        step = removal.block(family, scheme)
-        if family.name in scores and depths[family.name] >= step:
-            yield Share(
-                name=family.name,
-                units=family.units,
-                step=step,
-                cost=_family_cost(family, costs),
-                damages=_damages(scores[family.name], step, depths[family.name]),
-            )
+    steps = {family.name: removal.block(family, scheme) for family in families}
+    found = tuple(
+        Share(
+            name=family.name,
+            units=family.units,
+            step=steps[family.name],
+            cost=_family_cost(family, costs),
+            damages=_damages(scores[family.name], steps[family.name], depths[family.name]),
+        )
+        for family in families
+        if family.name in scores and depths[family.name] >= steps[family.name]
+    )
+    if not found:
+        reasons = (readers.unjudged(plain, family, _CRITERION) for family in families if family.name not in scores)
+        why = next(
+            (reason for reason in reasons if reason), "none has units enough" if families else "no layer has any"
+        )
+        raise PassFailed(
+            f"none of {len(families)} families of channels, heads or neurons inside can be pruned: {why}",
+            hint="Spell out techniques.prune with another criterion, or switch it off.",
+        )
+    return found
 
 
 def _damages(scores: Scores, step: int, depth: int) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from builders import TARGET, FakeEvidence, Net
 
 from edgeopt.calibrate.removal import PruneScheme
 from edgeopt.calibrate.scheme import read_settings
@@ -135,6 +136,17 @@ def test_nothing_is_pruned_without_real_samples_or_for_what_cannot_be_timed_here
     assert "cannot be timed" in str(pruning.refusal(bench(samples=16, synthetic=False, capability=(8.6,))))
     assert "cannot be timed" in str(pruning.refusal(bench(samples=16, synthetic=False, capability=(), arch="vax")))
     assert pruning.refusal(bench(samples=16, synthetic=False, capability=())) is None
+
+
+def test_model_in_which_no_family_can_be_judged_is_told_which_reader_is_not_understood() -> None:
+    net = Net(seed=3)
+    weights = (net.weight(1, 128, 5), net.weight(1, 128, 32), net.weight(1, 256))
+    cells = net.op("Squeeze", net.op("LSTM", "frames", *weights, hidden_size=32), net.ints(1))
+    net.op("MatMul", cells, net.weight(32, 3), output="out")
+    model = net.build({"frames": ["T", 1, 5]}, {"out": ["T", 1, 3]})
+    bench: Any = SimpleNamespace(target=TARGET, evidence=FakeEvidence(model, samples=8))
+    with pytest.raises(PassFailed, match=r"none of 1 families .* w_2 \(LSTM\) reads it, and obs judges only"):
+        pruning._shares(model, {}, bench)
 
 
 def test_whole_number_does_for_a_number_and_a_word_does_not() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgeopt.calibrate.consumers import consumers, removed_columns, with_biases
+from edgeopt.calibrate.consumers import losing, with_biases
 from edgeopt.calibrate.reconstruct import refit
 from edgeopt.calibrate.shapes import observed_shapes
 from edgeopt.graph import groups, shrink
@@ -114,7 +114,7 @@ def _pruned_by_peer(question: Question, subject: Subject, *, is_refitted: bool) 
     chosen, notes = peer.choose(question, subject)
     if not is_refitted:
         return Made(model=shrink.shrink(own, found, chosen), notes=notes)
-    biased = with_biases(own, removed_columns(found, chosen, consumers(own)))
+    biased = with_biases(own, losing(found, chosen))
     found = groups.find(biased, observed_shapes(biased, subject.evidence))
     again, _ = refit(biased, found, chosen, subject.evidence)
     return Made(model=shrink.shrink(again, found, chosen), notes=notes)

@@ -80,7 +80,7 @@ class Subject:
 
     def training_evidence(self) -> CalibrationEvidence:
         """Without the samples that distillation judges by."""
-        chosen, _ = held_out(self.evidence.sample_count)
+        chosen, _ = held_out(range(self.evidence.sample_count))
         return replace(self.evidence, calibration=Subset(self.corpus.calibration, list(chosen), "drop"), memo={})
 
     def made(self, question: Question) -> Path:

@@ -1,8 +1,9 @@
 """The layers that read a family's units: which columns of which weight are whose, and which bias goes with them.
 
 Stands between ``graph.groups`` and ``importance`` and ``reconstruct``. In come a model and its groups, out go :class:`Consumer` records. A weight's
-*rows* are its outputs, its *columns* what meets one output (for a convolution: channels times kernel), as in ``gram.patches``. Left out, so that removal stays
-plain: grouped convolutions, weights that several layers share, and readers other than Conv, Gemm and MatMul.
+*rows* are its outputs, its *columns* what meets one output (for a convolution: channels times kernel), as in ``gram.patches``. A grouped convolution has as many
+*blocks* as groups, each with rows of its own that read channels of their own; all lose the same columns. Left out, so that removal stays
+plain: grouped ConvTranspose, weights that several layers share, and readers other than Conv, ConvTranspose, Gemm and MatMul.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from edgeopt.graph.groups import ChannelGroups, Family, Slot
 from edgeopt.graph.quantizable import Layer
 
 Columns = NDArray[np.intp]
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,11 @@ class Consumer:
     layer: Layer
     inputs_axis: int
     """The weight's axis that meets what the layer reads."""
+
+    @staticmethod
+    def of(layer: Layer) -> Consumer:
+        """The consumer that ``layer`` is, whatever loses columns."""
+        return Consumer(layer, 1 if layer.node.op_type == "Conv" else 1 - layer.weight_axis)
 
     @property
     def name(self) -> str:
@@ -51,7 +58,27 @@ class Consumer:
 
     @property
     def outputs(self) -> int:
-        return self.sides[self.layer.weight_axis]
+        """Of all blocks together; a transposed weight holds only those of one group."""
+        node = self.layer.node
+        groups = node.attributes.get_int("group", 1) if node.op_type == "ConvTranspose" else 1
+        return self.sides[self.layer.weight_axis] * groups
+
+    @property
+    def blocks(self) -> int:
+        """The groups of a convolution; 1 for every other layer."""
+        return self.layer.node.attributes.get_int("group", 1) if self.layer.node.op_type == "Conv" else 1
+
+    def block(self, number: int) -> slice:
+        """The outputs of a block."""
+        each = self.outputs // self.blocks
+        return slice(number * each, (number + 1) * each)
+
+    def patches(self, data: NDArray[np.float32], number: int) -> NDArray[np.float32]:
+        """The vectors that meet a block's rows: (places, columns), see ``gram.patches``."""
+        if self.blocks > 1:
+            channels = self.sides[self.inputs_axis]
+            data = data[:, number * channels : (number + 1) * channels]
+        return gram.patches(data, self.layer)
 
     def columns(self, indices: Collection[int]) -> Columns:
         """The columns of these indices of the weight's input axis."""
@@ -73,21 +100,21 @@ class Consumer:
 def consumers(model: ir.Model) -> dict[str, Consumer]:
     """By the weight's name, in graph order: the layers of ``model`` that can be refitted."""
     found = {}
-    for layer in quantizable.layers(model.graph):
-        if gram.width(layer) == 0 or tensors.is_shared(layer.weight):
-            continue
-        axis = 1 if layer.node.op_type == "Conv" else 1 - layer.weight_axis
-        found[str(layer.weight.name)] = Consumer(layer, axis)
+    for layer in quantizable.layers(model.graph, operators=LAYERS):
+        reads_all = gram.width(layer) > 0 or layer.node.op_type == "Conv"
+        if reads_all and not tensors.is_shared(layer.weight):
+            found[str(layer.weight.name)] = Consumer.of(layer)
     return found
 
 
 def of_family(family: Family, known: Mapping[str, Consumer]) -> list[tuple[Consumer, Slot]]:
     """The family's consumers among ``known``, each with where the units lie in its weight."""
-    return [
-        (known[slot.constant], slot)
-        for slot in family.slots
-        if slot.role == "consumer" and slot.constant in known and slot.axis == known[slot.constant].inputs_axis
-    ]
+    return [(known[slot.constant], slot) for slot in family.slots if slot.role == "consumer" and is_read(slot, known)]
+
+
+def is_read(slot: Slot, known: Mapping[str, Consumer]) -> bool:
+    """Whether one of ``known`` reads the units of ``slot``."""
+    return slot.constant in known and slot.axis == known[slot.constant].inputs_axis
 
 
 def removed_columns(
@@ -101,6 +128,12 @@ def removed_columns(
             columns = (consumer.columns(slot.indices[unit]) for unit in units)
             gone.setdefault(consumer.name, set()).update(int(column) for each in columns for column in each)
     return {name: np.asarray(sorted(columns), np.intp) for name, columns in gone.items() if columns}
+
+
+def losing(groups: ChannelGroups, removed: Mapping[str, Collection[int]]) -> list[str]:
+    """Names of the weights that lose columns, whoever reads them."""
+    slots = [slot for family in groups.families if removed.get(family.name) for slot in family.slots]
+    return sorted({slot.constant for slot in slots if slot.role == "consumer"})
 
 
 def bias_of(layer: Layer) -> ir.Value | None:
@@ -124,20 +157,20 @@ def with_biases(model: ir.Model, names: Collection[str]) -> ir.Model:
     """
     own = edit.copy(model)
     fresh = edit.fresh_names(own)
-    for layer in quantizable.layers(own.graph):
+    for layer in quantizable.layers(own.graph, operators=LAYERS):
         node = layer.node
         if str(layer.weight.name) not in names or node.op_type == "MatMul" or layer.bias is not None:
             continue
-        outputs = Consumer(layer, 1 if node.op_type == "Conv" else 1 - layer.weight_axis).outputs
-        zeros = edit.add_initializer(own.graph, fresh.fresh(f"{layer.weight.name}_bias"), np.zeros(outputs, np.float32))
+        zeros = np.zeros(Consumer.of(layer).outputs, np.float32)
+        bias = edit.add_initializer(own.graph, fresh.fresh(f"{layer.weight.name}_bias"), zeros)
         node.resize_inputs(3)
-        node.replace_input_with(2, zeros)
+        node.replace_input_with(2, bias)
     return own
 
 
 def _own_vector(value: ir.Value | None, layer: Layer) -> ir.Value | None:
     tensor = tensors.constant(value)
-    outputs = Consumer(layer, 0).outputs
+    outputs = Consumer.of(layer).outputs
     if value is None or tensor is None or tensor.dtype != ir.DataType.FLOAT or tensors.is_shared(value):
         return None
     shape = tuple(tensor.shape.numpy())

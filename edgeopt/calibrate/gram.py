@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.calibrate import windows
 from edgeopt.calibrate.collect import fingerprint
 from edgeopt.errors import PassFailed
 from edgeopt.graph import tensors
@@ -90,25 +91,11 @@ def collect(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> dic
 
 def patches(data: NDArray[np.float32], layer: Layer) -> NDArray[np.float32]:
     """The vectors that meet the weight's rows: (places, inputs), at most ``ROWS_PER_SAMPLE`` of them, spread evenly."""
-    if layer.node.op_type != "Conv":
-        return thinned(data.reshape(-1, data.shape[-1]))
-    kernel = _sides(layer)[2:]
-    rank = len(kernel)
-    pads = _integers(layer.node, "pads", [0] * (2 * rank))
-    strides = _integers(layer.node, "strides", [1] * rank)
-    dilations = _integers(layer.node, "dilations", [1] * rank)
-    padded = np.pad(data, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
-    reach = [1 + (size - 1) * step for size, step in zip(kernel, dilations, strict=True)]
-    axes = tuple(range(2, 2 + rank))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
-    taken = (slice(None), slice(None), *(slice(None, None, step) for step in strides))
-    windows = windows[taken + tuple(slice(None, None, step) for step in dilations)]
-    # (batch, channels, places ..., kernel ...) to (batch, places ..., channels, kernel ...): still a view.
-    windows = np.moveaxis(windows, 1, 1 + rank)
-    places = np.stack([side.reshape(-1) for side in np.indices(windows.shape[: 1 + rank])], axis=1)
-    chosen = thinned(places)
-    vectors: NDArray[np.float32] = windows[tuple(chosen.T)].reshape(len(chosen), -1)
-    return vectors
+    if layer.node.op_type == "Conv":
+        return windows.convolved(data, layer.node, _sides(layer)[2:], thinned)
+    if layer.node.op_type == "ConvTranspose":
+        return windows.transposed(data, layer.node, _sides(layer)[2:], thinned)
+    return thinned(data.reshape(-1, data.shape[-1]))
 
 
 def _observe(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> dict[str, Moments]:
@@ -142,8 +129,8 @@ def _kind(layer: Layer) -> tuple[str, str]:
     if layer.node.op_type != "Conv":
         return str(layer.data.name), "matrix"
     kernel = _sides(layer)[2:]
-    how = [_integers(layer.node, name, []) for name in ("pads", "strides", "dilations")]
-    return str(layer.data.name), f"{kernel}{how}"
+    how = [windows.integers(layer.node, name, []) for name in ("pads", "strides", "dilations")]
+    return str(layer.data.name), f"{kernel}{how}{layer.node.attributes.get_string('auto_pad', '')}"
 
 
 def rounds(items: Sequence[Item], cost: Callable[[Item], int]) -> Iterator[list[Item]]:
@@ -163,11 +150,13 @@ def rounds(items: Sequence[Item], cost: Callable[[Item], int]) -> Iterator[list[
 
 def width(layer: Layer) -> int:
     """Inputs of one output; 0 for a grouped convolution, whose outputs read different inputs."""
-    shape = _sides(layer)
-    if layer.node.op_type == "Conv":
-        grouped = _integers(layer.node, "group", [1]) != [1]
-        return 0 if grouped else int(np.prod(shape[1:]))
-    return int(np.prod(shape)) // int(shape[layer.weight_axis])
+    node = layer.node
+    if node.op_type in ("Conv", "ConvTranspose"):
+        if node.attributes.get_int("group", 1) != 1:
+            return 0
+        if node.op_type == "ConvTranspose" and not windows.is_plain_transposed(node):
+            return 0
+    return int(np.prod(_sides(layer))) // int(_sides(layer)[layer.weight_axis])
 
 
 def _sides(layer: Layer) -> tuple[int, ...]:
@@ -182,10 +171,3 @@ def thinned(rows: NDArray[Kind]) -> NDArray[Kind]:
     shares = np.modf(np.arange(ROWS_PER_SAMPLE) * _GOLDEN)[0]
     chosen: NDArray[Kind] = rows[np.sort((shares * len(rows)).astype(np.int64))]
     return chosen
-
-
-def _integers(node: ir.Node, name: str, default: list[int]) -> list[int]:
-    attribute = node.attributes.get(name)
-    if attribute is None:
-        return default
-    return [attribute.as_int()] if name == "group" else list(attribute.as_ints())

@@ -1,7 +1,9 @@
 """Importance: one score for each unit of a family, by one of ten criteria; the lowest goes first.
 
 Stands between ``graph.groups`` and ``removal``. In come a model, its families and, for most criteria, calibration samples; out goes an array of scores for each
-family that the criterion can judge. Families it cannot judge are missing from the answer: no batch norm, no reader whose inputs are understood.
+family that the criterion can judge. Families it cannot judge are missing from the answer: no batch norm, no reader whose inputs are understood. ``variance`` and ``obs`` add up
+what readers lose, so one reader that they do not understand (an LSTM's own recurrence, say) leaves its family out: its units would look cheaper than they are.
+``readers.unjudged`` says why.
 
 - ``l1``, ``l2``: norm of the weights that make the unit (H. Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, arXiv:1608.08710)
 - ``group_l2``: norm of all weights that go with the unit, its readers' columns and a depthwise filter between among them (G. Fang et al., "DepGraph: Towards Any
@@ -29,14 +31,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeopt.calibrate import activity, gram
+from edgeopt.calibrate import activity, gram, readers
 from edgeopt.calibrate.activity import Activity
 from edgeopt.calibrate.collect import fingerprint
-from edgeopt.calibrate.consumers import Consumer, consumers, of_family
+from edgeopt.calibrate.consumers import Consumer
 from edgeopt.calibrate.deadline import require_time
 from edgeopt.calibrate.ranges import not_finite
+from edgeopt.calibrate.real import has_real_samples
 from edgeopt.calibrate.regression import Sums
-from edgeopt.calibrate.saliency import Reader, greedy
+from edgeopt.calibrate.saliency import Reader, greedy, output_power
 from edgeopt.errors import PassFailed
 from edgeopt.graph import tensors
 from edgeopt.graph.groups import Family, Slot
@@ -48,9 +51,6 @@ if TYPE_CHECKING:
 CRITERIA = ("l1", "l2", "group_l2", "batch_norm", "taylor", "entropy", "apoz", "variance", "obs", "random")
 WITHOUT_SAMPLES = ("l1", "l2", "group_l2", "batch_norm", "random")
 Scores = NDArray[np.float64]
-
-_WIDEST = 4608
-"""Columns of a weight above which its covariance is not inverted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +92,9 @@ def _check(criterion: str, evidence: Evidence) -> None:
             "criterion taylor needs gradients, and torch is not installed",
             hint="Install it with pip install 'edgeopt[train]', or use criterion=obs.",
         )
-    if criterion not in WITHOUT_SAMPLES and not evidence.sample_count:
+    if criterion not in WITHOUT_SAMPLES and not has_real_samples(evidence):
         raise PassFailed(
-            f"criterion {criterion} needs calibration samples, and there are none",
+            f"criterion {criterion} needs real calibration samples, and there are none",
             hint=f"Drop samples, or use one of {', '.join(WITHOUT_SAMPLES)}.",
         )
 
@@ -153,8 +153,7 @@ def _constants(model: Model) -> dict[str, ir.Value]:
 
 # ---------------------------------------------------------------- from what the units do
 def _activities(model: Model, families: Sequence[Family], criterion: str, evidence: Evidence) -> dict[str, Scores]:
-    known = consumers(model)
-    pairs = {family.name: of_family(family, known) for family in families}
+    pairs = readers.by_family(model, families, criterion)
     read = [consumer.layer for each in pairs.values() for consumer, _ in each]
     if not read:
         return {}
@@ -165,22 +164,26 @@ def _activities(model: Model, families: Sequence[Family], criterion: str, eviden
             np.sum([_of_units(_measured(c, seen[c.name], criterion), slot) for c, slot in each], axis=0), np.float64
         )
         for name, each in pairs.items()
-        if each
     }
 
 
 def _measured(consumer: Consumer, seen: Activity, criterion: str) -> Scores:
-    """One value for each index of the consumer's input axis."""
+    """One value for each index of the consumer's input axis; the blocks of a grouped convolution together."""
     if criterion == "entropy":
-        return seen.entropy
+        return _by_block(consumer, seen.entropy)
     if criterion == "apoz":
-        return 1.0 - seen.zeros
+        return _by_block(consumer, 1.0 - seen.zeros)
     rows = consumer.rows().astype(np.float64)
-    power = np.square(rows).reshape(rows.shape[0], -1, consumer.kernel).sum(axis=(0, 2))
-    contributions = seen.variance * power
+    power = np.square(rows).reshape(consumer.blocks, rows.shape[0] // consumer.blocks, -1, consumer.kernel)
+    contributions = _by_block(consumer, seen.variance * power.sum(axis=(1, 3)).reshape(-1))
     total = float(contributions.sum())
     # Relative to the consumer's own output, so that the readers of one unit can be added up.
     return np.asarray(contributions / total, np.float64) if total > 0 else contributions
+
+
+def _by_block(consumer: Consumer, values: Scores) -> Scores:
+    """Sums over the same places of all blocks."""
+    return np.asarray(values.reshape(consumer.blocks, -1).sum(axis=0), np.float64)
 
 
 def _first_order(model: Model, families: Sequence[Family], evidence: Evidence) -> dict[str, Scores]:
@@ -213,42 +216,48 @@ def _along(values: Scores, axis: int) -> Scores:
 def _second_order(
     model: Model, families: Sequence[Family], evidence: Evidence, depths: Mapping[str, int]
 ) -> dict[str, Scores]:
-    known = {name: each for name, each in consumers(model).items() if each.width <= _WIDEST}
-    pairs = {family.name: of_family(family, known) for family in families}
+    pairs = readers.by_family(model, families, "obs")
     # A deeper ranking begins with the shallower one, so it serves both.
     ranked = evidence.memo.setdefault(f"calibrate.importance:{fingerprint(model)}", {})
     if not isinstance(ranked, dict):
         raise TypeError(f"the memo of rankings is a {type(ranked).__name__}")
     deep = {family.name: depths.get(family.name, family.units - 1) for family in families}
-    missing = [f for f in families if pairs[f.name] and ranked.get(f.name, (-1,))[0] < deep[f.name]]
-    for group in gram.rounds(missing, lambda family: sum(8 * each.width**2 for each, _ in pairs[family.name])):
+    missing = [f for f in families if f.name in pairs and ranked.get(f.name, (-1,))[0] < deep[f.name]]
+    for group in gram.rounds(missing, lambda family: sum(8 * c.blocks * c.width**2 for c, _ in pairs[family.name])):
         wanted = {consumer.name: consumer for family in group for consumer, _ in pairs[family.name]}
         covariances = _covariances(model, list(wanted.values()), evidence)
         for family in group:
             require_time(evidence, "ranking channels")
-            readers = [
-                Reader.of(c.rows(), covariances[c.name], [c.columns(indices) for indices in slot.indices])
-                for c, slot in pairs[family.name]
-            ]
-            ranked[family.name] = deep[family.name], greedy(readers, family.units, deep[family.name])
-    return {family.name: ranked[family.name][1] for family in families if pairs[family.name]}
+            blocks = [each for c, slot in pairs[family.name] for each in _blocks(c, slot, covariances[c.name])]
+            ranked[family.name] = deep[family.name], greedy(blocks, family.units, deep[family.name])
+    return {name: ranked[name][1] for name in pairs}
 
 
-def _covariances(model: Model, wanted: Sequence[Consumer], evidence: Evidence) -> dict[str, Scores]:
-    sums = {consumer.name: Sums.empty(consumer.width, 0, constant=True) for consumer in wanted}
-    centres: dict[str, NDArray[np.float32]] = {}
+def _blocks(consumer: Consumer, slot: Slot, covariances: Sequence[Scores]) -> list[Reader]:
+    """A reader for each block, whose damage counts relative to the output of all."""
+    rows = [consumer.rows()[consumer.block(number)] for number in range(consumer.blocks)]
+    power = sum(output_power(own, covariance) for own, covariance in zip(rows, covariances, strict=True))
+    columns = [consumer.columns(indices) for indices in slot.indices]
+    return [Reader.of(own, covariance, columns, power) for own, covariance in zip(rows, covariances, strict=True)]
+
+
+def _covariances(model: Model, wanted: Sequence[Consumer], evidence: Evidence) -> dict[str, list[Scores]]:
+    """By the weight's name: of the columns of each block."""
+    blocks = [(consumer, number) for consumer in wanted for number in range(consumer.blocks)]
+    sums = [Sums.empty(consumer.width, 0, constant=True) for consumer, _ in blocks]
+    centres: dict[int, NDArray[np.float32]] = {}
     names = list(dict.fromkeys(str(consumer.layer.data.name) for consumer in wanted))
     for arrays in islice(evidence.observe(model, names), activity.MOST_SAMPLES):
-        for consumer in wanted:
-            rows = gram.patches(np.asarray(arrays[str(consumer.layer.data.name)], np.float32), consumer.layer)
+        for place, (consumer, number) in enumerate(blocks):
+            rows = consumer.patches(np.asarray(arrays[str(consumer.layer.data.name)], np.float32), number)
             # Nearly centred rows: squares of large means would drown the variance in float32's rounding.
             with np.errstate(over="ignore", invalid="ignore"):
-                centre = centres.setdefault(consumer.name, rows.mean(axis=0))
-                sums[consumer.name].add(rows - centre, np.zeros((len(rows), 0), np.float32))
-    found = {}
-    for name, seen in sums.items():
+                centre = centres.setdefault(place, rows.mean(axis=0))
+                sums[place].add(rows - centre, np.zeros((len(rows), 0), np.float32))
+    found: dict[str, list[Scores]] = {}
+    for (consumer, _), seen in zip(blocks, sums, strict=True):
         if not np.isfinite(seen.gram).all():
-            raise not_finite(name)
+            raise not_finite(consumer.name)
         mean = seen.gram[-1, :-1] / seen.rows
-        found[name] = seen.gram[:-1, :-1] / seen.rows - np.outer(mean, mean)
+        found.setdefault(consumer.name, []).append(seen.gram[:-1, :-1] / seen.rows - np.outer(mean, mean))
     return found

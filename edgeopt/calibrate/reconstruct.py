@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 
 from edgeopt.calibrate import gram
 from edgeopt.calibrate.batch_norms import re_estimate
-from edgeopt.calibrate.consumers import Columns, Consumer, bias_of, consumers, removed_columns
+from edgeopt.calibrate.consumers import Columns, Consumer, bias_of, consumers, losing, removed_columns
 from edgeopt.calibrate.deadline import require_time
-from edgeopt.calibrate.regression import Refit, Sums, best, shares_of
+from edgeopt.calibrate.means import level
+from edgeopt.calibrate.real import has_real_samples
+from edgeopt.calibrate.regression import Refit, Sums, best, is_held_out, shares_of
 from edgeopt.calibrate.relay import Relay
 from edgeopt.errors import PassFailed
 from edgeopt.graph import edit, shrink, tensors
@@ -37,14 +39,8 @@ WIDEST = 4608
 """Columns of a weight above which it is not refitted: factoring would take minutes."""
 MOST_SAMPLES = 256
 """Samples read at most: their number bounds the targets that are kept."""
-_HELD_OUT_EVERY = 4
 _MOST_STEPS = 48
 """Layers in a row beyond this are refitted together: every step costs two runs over the samples."""
-
-
-def is_held_out(index: int) -> bool:
-    """Whether a calibration sample judges a refit instead of being fitted; distillation judges by the same samples."""
-    return index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,21 +55,30 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """One weight to refit."""
+    """One weight to refit, or one block of a grouped convolution's."""
 
     original: Consumer
     current: Consumer
+    block: int
     kept: Columns
     weights: NDArray[np.float64]
     """What plain removal leaves: (kept columns, outputs), the bias as the last row."""
     bias: ir.Value | None
 
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.original.name, self.block
+
+    @property
+    def outputs(self) -> int:
+        return self.original.outputs // self.original.blocks
+
     def cost(self, samples: int) -> int:
         """Bytes of its targets and sums at most."""
-        return self.target_bytes(samples) + 16 * self.kept.size * (self.kept.size + self.original.outputs)
+        return self.target_bytes(samples) + 16 * self.kept.size * (self.kept.size + self.outputs)
 
     def target_bytes(self, samples: int) -> int:
-        return 4 * samples * gram.ROWS_PER_SAMPLE * self.original.outputs
+        return 4 * samples * gram.ROWS_PER_SAMPLE * self.outputs
 
 
 class _Targets:
@@ -82,11 +87,11 @@ class _Targets:
     def __init__(self, model: Model, rounds: Sequence[Sequence[_Task]], evidence: Evidence) -> None:
         self._model, self._evidence = model, evidence
         self._waiting = list(rounds)
-        self._held: dict[str, list[NDArray[np.float32]]] = {}
+        self._held: dict[tuple[str, int], list[NDArray[np.float32]]] = {}
 
     def of(self, tasks: Sequence[_Task]) -> list[list[NDArray[np.float32]]]:
         """A (rows, outputs) array for each task and sample, once; rounds are asked for in their order."""
-        if any(task.original.name not in self._held for task in tasks):
+        if any(task.key not in self._held for task in tasks):
             ahead: list[_Task] = []
             taken = 0
             while self._waiting:
@@ -95,8 +100,8 @@ class _Targets:
                     break
                 ahead += self._waiting.pop(0)
             arrays = _targets(self._model, ahead, self._evidence)
-            self._held = {task.original.name: each for task, each in zip(ahead, arrays, strict=True)}
-        return [self._held.pop(task.original.name) for task in tasks]
+            self._held = {task.key: each for task, each in zip(ahead, arrays, strict=True)}
+        return [self._held.pop(task.key) for task in tasks]
 
 
 def refit(
@@ -113,16 +118,18 @@ def refit(
     where a tensor is not finite.
     """
     how = how or Course()
-    if not evidence.sample_count:
-        raise PassFailed("there are no calibration samples to refit with", hint="Set refit=false, or drop samples.")
+    if not has_real_samples(evidence):
+        raise PassFailed(
+            "there are no real calibration samples to refit with", hint="Set refit=false, or drop samples."
+        )
     current = shrink.zeroed(model, groups, removed)
     tasks = _tasks(model, current, groups, removed)
-    steps = list(_steps(_levels(current, _losing(groups, removed))))
+    steps = list(_steps(_levels(current, losing(groups, removed))))
     relay = Relay(current, how.shapes, evidence, samples=MOST_SAMPLES)
     final = _final(relay, steps)
     rounds = [
-        list(gram.rounds([tasks[name] for name in names if name in tasks], lambda task: task.cost(_read(evidence))))
-        for names in steps
+        list(gram.rounds(tasks_of, lambda task: task.cost(_read(evidence))))
+        for tasks_of in ([task for name in names for task in tasks.get(name, ())] for names in steps)
     ]
     targets = _Targets(model, [group for groups_of in rounds for group in groups_of], evidence)
     found: dict[str, Refit] = {}
@@ -131,11 +138,15 @@ def refit(
             require_time(evidence, "refitting what reads the removed channels")
             for task, sums in zip(group, _observe(relay, group, targets.of(group), final[number]), strict=True):
                 result = best(*sums, task.weights, apart=how.apart)
-                found[task.current.name] = result
+                # of a grouped convolution, the block that gained most stands for all
+                if result.gain <= found.get(task.current.name, result).gain:
+                    found[task.current.name] = result
                 if result.how != "plain":
                     _write(task, result.weights)
         # Before the layers behind are fitted to what these give.
-        re_estimate(model, current, [n for n in names if n not in found or found[n].how == "plain"], evidence)
+        plain = [name for name in names if name not in found or found[name].how == "plain"]
+        re_estimate(model, current, plain, evidence)
+        level(model, current, [name for name in plain if name not in found], evidence, apart=how.apart)
     return current, found
 
 
@@ -148,12 +159,6 @@ def _final(relay: Relay, steps: Sequence[Sequence[str]]) -> list[int]:
     positions = relay.positions([name for names in steps for name in names])
     first = [min(positions[name] for name in names) for names in steps]
     return [min(first[number:]) for number in range(len(first))]
-
-
-def _losing(groups: ChannelGroups, removed: Mapping[str, Collection[int]]) -> list[str]:
-    """The weights that lose columns, refitted or not."""
-    slots = [slot for family in groups.families if removed.get(family.name) for slot in family.slots]
-    return sorted({slot.constant for slot in slots if slot.role == "consumer"})
 
 
 def _levels(model: ir.Model, weights: Collection[str]) -> dict[str, int]:
@@ -179,10 +184,10 @@ def _steps(levels: Mapping[str, int]) -> Iterator[list[str]]:
 
 def _tasks(
     model: ir.Model, current: ir.Model, groups: ChannelGroups, removed: Mapping[str, Collection[int]]
-) -> dict[str, _Task]:
-    """By the weight's name; in ``current``'s shapes, which are the original's."""
+) -> dict[str, list[_Task]]:
+    """By the weight's name, one a block; in ``current``'s shapes, which are the original's."""
     before, now = consumers(model), consumers(current)
-    tasks = {}
+    tasks: dict[str, list[_Task]] = {}
     for name, columns in removed_columns(groups, removed, before).items():
         consumer = now[name]
         kept = np.setdiff1d(np.arange(consumer.width, dtype=np.intp), columns)
@@ -193,7 +198,10 @@ def _tasks(
         if bias is not None:
             offset = np.asarray(tensors.array(bias), np.float64).reshape(1, -1)
             weights = np.concatenate([weights, offset])
-        tasks[name] = _Task(before[name], consumer, kept, weights, bias)
+        tasks[name] = [
+            _Task(before[name], consumer, number, kept, weights[:, consumer.block(number)], bias)
+            for number in range(consumer.blocks)
+        ]
     return tasks
 
 
@@ -202,7 +210,7 @@ def _observe(
 ) -> list[tuple[Sums, Sums]]:
     """Sums over the samples to fit on and those held out, of every task."""
     sums = [
-        tuple(Sums.empty(task.kept.size, task.original.outputs, constant=task.bias is not None) for _ in range(2))
+        tuple(Sums.empty(task.kept.size, task.outputs, constant=task.bias is not None) for _ in range(2))
         for task in tasks
     ]
     names = list(dict.fromkeys(str(task.current.layer.data.name) for task in tasks))
@@ -210,7 +218,7 @@ def _observe(
     for index, arrays in enumerate(relay.observe(names, final=final)):
         held = is_held_out(index)
         for number, task in enumerate(tasks):
-            rows = _patches(arrays[str(task.current.layer.data.name)], task.current)[:, task.kept]
+            rows = _patches(arrays[str(task.current.layer.data.name)], task)[:, task.kept]
             sums[number][held].add(rows, targets[number][index], shares[number][index])
     return [(fit, held) for fit, held in sums]
 
@@ -227,15 +235,16 @@ def _targets(model: Model, tasks: Sequence[_Task], evidence: Evidence) -> list[l
         for number, task in enumerate(tasks):
             data = np.moveaxis(np.asarray(arrays[outputs[number]], np.float32), task.original.layer.channel_axis, -1)
             # The same places as those of `gram.patches`: both number them batch first, then along the map.
-            found[number].append(gram.thinned(data.reshape(-1, data.shape[-1])) + offsets[number])
+            rows = gram.thinned(data.reshape(-1, data.shape[-1])) + offsets[number]
+            found[number].append(rows[:, task.original.block(task.block)])
     return found
 
 
-def _patches(data: NDArray[np.generic], consumer: Consumer) -> NDArray[np.float32]:
-    rows = gram.patches(np.asarray(data, np.float32), consumer.layer)
+def _patches(data: NDArray[np.generic], task: _Task) -> NDArray[np.float32]:
+    rows = task.current.patches(np.asarray(data, np.float32), task.block)
     if not np.isfinite(rows).all():
         raise PassFailed(
-            f"tensor {consumer.layer.data.name!r} is not finite in a calibration sample",
+            f"tensor {task.current.layer.data.name!r} is not finite in a calibration sample",
             hint="Check the calibration data.",
         )
     return rows
@@ -248,9 +257,14 @@ def _offset(consumer: Consumer) -> NDArray[np.float32]:
 
 
 def _write(task: _Task, weights: NDArray[np.float64]) -> None:
-    rows = np.zeros((task.original.outputs, task.current.width), np.float64)
-    rows[:, task.kept] = weights[: task.kept.size].T
+    """Put a block's new weights in the place of its old ones; the columns that go stay zero."""
+    own = task.current.block(task.block)
+    rows = np.array(task.current.rows())
+    rows[own] = 0.0
+    rows[own, task.kept] = weights[: task.kept.size].T
     edit.set_constant(task.current.layer.weight, task.current.as_weight(rows))
     if task.bias is not None:
         old = np.asarray(tensors.array(task.bias))
-        edit.set_constant(task.bias, weights[-1].astype(np.float32).reshape(old.shape))
+        new = np.array(old, np.float32).reshape(-1)
+        new[own] = weights[-1]
+        edit.set_constant(task.bias, new.reshape(old.shape))

@@ -21,7 +21,15 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Pulls that are tried, as shares of the inputs' mean power."""
 OUTLYING = 4.0
 """Times the median power of a layer's outputs: from here on a row's errors count relative to its size."""
+_HELD_OUT_EVERY = 4
 _ROWS_AT_ONCE = 2048
+_ROUNDING = 1e-6
+"""Share of the targets' power that float32 sums cannot tell from nothing: whoever misses no more has nothing to make good."""
+
+
+def is_held_out(index: int) -> bool:
+    """Whether a calibration sample judges a refit instead of being fitted; distillation judges by the same samples."""
+    return index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
 
 
 class Sums:
@@ -151,7 +159,7 @@ def best(fit: Sums, held: Sums, weights: Weights, *, apart: bool = False) -> Ref
     if not held.rows or not fit.rows or not np.isfinite(every.gram).all() or not np.isfinite(every.cross).all():
         return Refit(weights, "plain", 1.0)
     plain = held.error(weights)
-    if plain <= 0.0:
+    if plain <= _ROUNDING * held.power:
         return Refit(weights, "plain", 1.0)
     found = Refit(weights, "plain", 1.0)
     level = held.error(fit.levelled(weights)) / plain

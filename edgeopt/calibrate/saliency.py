@@ -51,10 +51,15 @@ class Reader:
         self._begin()
 
     @staticmethod
-    def of(rows: NDArray[np.float32], covariance: Matrix, units: Sequence[Columns]) -> Reader:
-        """From the weight's rows; damage is counted relative to the output's variance, so that consumers can be added up."""
+    def of(
+        rows: NDArray[np.float32], covariance: Matrix, units: Sequence[Columns], power: float | None = None
+    ) -> Reader:
+        """From the weight's rows; damage is counted relative to the output's variance, so that consumers can be added up.
+
+        ``power`` is that variance where these rows are not all that the layer has.
+        """
         weights = rows.astype(np.float64)
-        power = float(np.einsum("oi,oi->", weights @ covariance, weights))
+        power = output_power(rows, covariance) if power is None else power
         scaled = weights / np.sqrt(power) if power > 0 else weights
         return Reader(scaled, np.asarray(np.linalg.inv(damped(covariance)), np.float64), units)
 
@@ -104,6 +109,12 @@ class Reader:
         self._columns = np.maximum(places[self._columns], 0)
         self._gone.clear()
         self._begin()
+
+
+def output_power(rows: NDArray[np.float32], covariance: Matrix) -> float:
+    """The variance of what ``rows`` give, summed over them."""
+    weights = rows.astype(np.float64)
+    return float(np.einsum("oi,oi->", weights @ covariance, weights))
 
 
 def _inverse_root(block: Matrix) -> Matrix:

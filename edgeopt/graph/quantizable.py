@@ -64,7 +64,7 @@ class Layer:
     @property
     def channel_axis(self) -> int:
         """The axis of ``data`` that the weight's input channels meet."""
-        return 1 if self.node.op_type == "Conv" else -1
+        return 1 if self.node.op_type in ("Conv", "ConvTranspose") else -1
 
 
 @dataclass(slots=True)
@@ -194,7 +194,8 @@ def _layer(node: ir.Node) -> Layer | None:
         return None
     if node.op_type == "Gemm" and not _plain_gemm(node):
         return None
-    if node.op_type == "Conv" and len(node.inputs) > 2 and node.inputs[2] and tensors.constant(node.inputs[2]) is None:
+    biased = node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) > 2 and node.inputs[2] is not None
+    if biased and tensors.constant(node.inputs[2]) is None:
         return None
     output = node.outputs[0] if node.op_type == "MatMul" else absorbed(node.outputs[0])
     return Layer(layer_name(node), node, data, weight, axis, output)

@@ -22,9 +22,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgeopt.calibrate import importance, removal
-from edgeopt.calibrate.consumers import consumers, removed_columns, with_biases
+from edgeopt.calibrate import importance, readers, removal
+from edgeopt.calibrate.consumers import losing, with_biases
 from edgeopt.calibrate.importance import Ranking
+from edgeopt.calibrate.real import has_real_samples
 from edgeopt.calibrate.reconstruct import Course, refit
 from edgeopt.calibrate.removal import PruneScheme, Removed
 from edgeopt.calibrate.scheme import read_settings
@@ -62,9 +63,9 @@ class PruneChannels:
         scheme = read_settings(PruneScheme, settings, technique=self.name)
         scheme.check()
         scheme = scheme.fitted(evidence.target)
-        if scheme.refit and not evidence.sample_count:
+        if scheme.refit and not has_real_samples(evidence):
             raise PassFailed(
-                "refit needs calibration samples, and there are none",
+                "refit needs real calibration samples, and there are none",
                 hint="Drop samples, or set refit=false and criterion=l1.",
             )
         own = shrink.unshared(model)
@@ -74,8 +75,7 @@ class PruneChannels:
         if not scheme.refit:
             return shrink.shrink(own, found, removed)
         # A reader without a bias could not take up the mean of what it loses.
-        losing = removed_columns(found, removed, consumers(own))
-        biased = with_biases(own, losing)
+        biased = with_biases(own, losing(found, removed))
         found = groups.find(biased, shapes)
         refitted, _ = refit(biased, found, removed, evidence, how=Course(shapes=shapes, apart=scheme.apart))
         return shrink.shrink(refitted, found, removed)
@@ -92,11 +92,18 @@ def _removed(model: Model, found: ChannelGroups, scheme: PruneScheme, evidence: 
     depths = removal.depths(families, scheme)
     ranking = Ranking(criterion=scheme.criterion, depths=depths, seed=scheme.seed)
     scores = importance.scores(model, families, ranking, evidence)
+    missing = next((family for family in families if family.name not in scores), None)
+    why = readers.unjudged(model, missing, scheme.criterion) if missing is not None else ""
+    if missing is not None and scheme.counts():
+        raise PassFailed(
+            f"removed names {missing.name!r}, which {scheme.criterion} cannot judge{f': {why}' if why else ''}",
+            hint="Leave it out of removed, or use another criterion, such as l2.",
+        )
     removed = removal.choose(families, scores, scheme)
     if not removed:
         raise PassFailed(
             f"nothing goes: {len(scores)} of {len(families)} families can be judged by {scheme.criterion}, "
-            f"and a ratio of {scheme.ratio:g} rounds to no unit in any",
-            hint="Give a larger ratio or a smaller multiple.",
+            f"and a ratio of {scheme.ratio:g} rounds to no unit in any{f'; {missing.name}: {why}' if missing and why else ''}",
+            hint="Give a larger ratio, a smaller multiple or another criterion.",
         )
     return removed

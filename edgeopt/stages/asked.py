@@ -2,6 +2,7 @@
 
 Stands under ``planner``. ``prune`` with a ``pattern`` is about single weights (``prune_weights``), without one about channels; a list names passes.
 Sparse weights are dense arrays with zeros in them as long as another pass has to read them, and become a mask and what is left only at the end.
+What is pruned and to be taught as well is also tried untaught: a training that gains nothing, or that the clock ends before it does, should not take the pruned model along.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from edgeopt.calibrate.importance import WITHOUT_SAMPLES
 from edgeopt.policy import Techniques
 from edgeopt.records import Scalar, Step
 
@@ -29,14 +31,24 @@ def recipes(techniques: Techniques, last: Step, *, unpacks: bool = True) -> Iter
     distilled = _steps("distill", techniques.distill)
     if not pruned and not distilled:
         return
-    plain = tuple(_dense(step) for step in (map(before_distillation, pruned) if distilled else pruned))
-    if not unpacks:
-        yield (*plain, *distilled)
-    elif distilled:
-        yield (*plain, *distilled, *map(_again, _sparse(pruned)))
-    else:
-        yield pruned
-    yield (*plain, *distilled, last)
+    plain = tuple(_dense(before_distillation(step)) for step in pruned)
+    untaught = tuple(map(_dense, pruned))
+    if pruned:
+        yield pruned if unpacks else untaught
+    if distilled:
+        yield (*plain, *distilled, *(map(_again, _sparse(pruned)) if unpacks else ()))
+        yield (*plain, *distilled, last)
+    if pruned:
+        yield (*untaught, last)
+
+
+def is_from_weights_alone(step: Step) -> bool:
+    """Whether ``step`` prunes without a look at any sample: then it can be done without, but nothing says what it costs."""
+    settings = dict(step.settings)
+    if step.technique == _SPARSE:
+        return settings.get("method") == "magnitude"
+    chosen = settings.get("criterion") in WITHOUT_SAMPLES
+    return step.technique == "prune_channels" and chosen and settings.get("refit", True) is False
 
 
 def before_distillation(step: Step) -> Step:

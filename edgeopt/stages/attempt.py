@@ -20,7 +20,7 @@ from edgeopt.layout import ARTIFACT_FILE
 from edgeopt.policy import Goal
 from edgeopt.protocols import Pass, Runtime
 from edgeopt.records import Artifact, Measurement, Quality, Recipe, Signature, Step, Target, Trial
-from edgeopt.stages import measure, pairs, quality
+from edgeopt.stages import asked, measure, pairs, quality
 from edgeopt.stages.events import Emit, staged
 from edgeopt.stages.evidence import CalibrationEvidence
 from edgeopt.stages.measure import Effort, Timing
@@ -100,7 +100,13 @@ def attempt(recipe: Recipe, bench: Workbench) -> Trial:
             artifact = compile_recipe(model, recipe, bench)
         with staged("measure", bench.emit):
             artifact, measurement = bench.examine(artifact, bench)
-        return Trial(recipe=recipe, artifact=artifact, measurement=measurement, seconds=time.monotonic() - started)
+        return Trial(
+            recipe=recipe,
+            artifact=artifact,
+            measurement=measurement,
+            refused=_unproven(recipe, bench),
+            seconds=time.monotonic() - started,
+        )
     except CandidateError as error:
         refused = error.refusal
     except (EdgeoptError, OSError, MemoryError):
@@ -109,6 +115,13 @@ def attempt(recipe: Recipe, bench: Workbench) -> Trial:
         traceback.print_exc()
         refused = f"unexpected: {type(error).__name__}: {str(error)[:300]}"
     return Trial(recipe=recipe, refused=refused, seconds=time.monotonic() - started)
+
+
+def _unproven(recipe: Recipe, bench: Workbench) -> str | None:
+    """Why a measured candidate may not win whatever it measured: what pruning costs shows on real samples alone."""
+    if not bench.evidence.synthetic or not any(asked.is_from_weights_alone(step) for step in recipe.steps):
+        return None
+    return "made from weights alone: no real samples say what that costs. Drop NAME.calibration.npz beside the model."
 
 
 def confirm(trial: Trial, bench: Workbench) -> Trial:

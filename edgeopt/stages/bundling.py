@@ -131,7 +131,9 @@ def _candidates(prepared: Prepared, taken: set[str], contents: dict[str, Content
 
 def _is_right(trial: Trial, goal: Goal) -> bool:
     measurement = trial.measurement
-    return trial.artifact is not None and measurement is not None and measurement.quality.ci95[1] <= goal.max_drop
+    if trial.artifact is None or measurement is None or trial.refused is not None:
+        return False
+    return measurement.quality.ci95[1] <= goal.max_drop
 
 
 def _rank(trial: Trial, *, objective: str) -> float:

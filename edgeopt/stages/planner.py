@@ -209,7 +209,8 @@ def _refusal(
         own = passes[step.technique]
         if reason := own.refuse(signature, target):
             return reason
-        if not has_samples and not own.lossless and step.technique != "cast_fp16":
+        needs_samples = not own.lossless and step.technique != "cast_fp16"
+        if not has_samples and needs_samples and not asked.is_from_weights_alone(step):
             return _NO_SAMPLES
     return None
 

@@ -9,8 +9,9 @@ attempted like any other, on the eval samples. Where even the smallest step wort
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeopt import device
-from edgeopt.calibrate import importance, removal
+from edgeopt.calibrate import importance, readers, removal
 from edgeopt.calibrate.importance import Ranking, Scores
 from edgeopt.calibrate.removal import PruneScheme
 from edgeopt.calibrate.shapes import observed_shapes
-from edgeopt.errors import CandidateError
+from edgeopt.errors import CandidateError, PassFailed
 from edgeopt.graph import groups, quantizable, shrink, tensors
 from edgeopt.graph.groups import Family
 from edgeopt.records import Recipe, Step, Trial
@@ -39,8 +40,14 @@ TECHNIQUE = "prune_channels"
 CLEAN_UP = ("tidy", "fold_batch_norm")
 _DEEPEST = 0.5
 """Share of a family that may go at most: beyond it the ranking costs more than such a candidate is worth."""
+_CRITERION = "obs"
+"""What an allotment goes by is what the recipe removes by."""
 LEAST, MOST = 0.1, 0.6
 """Shares of the layers' cost that pruning may be asked to save: less is not worth the minutes that it takes."""
+SMALLEST = 0.05
+"""Asked for after all where ``LEAST`` narrowly fails."""
+_NARROWLY = 2.0
+"""Times what is allowed: the units that cost least go first, so half of the gain leaves half of the damage at most."""
 _BISECTIONS = 5
 MARGIN = 0.8
 """The calibration samples must be served better than the budget, for the eval samples will be a little worse."""
@@ -98,18 +105,19 @@ class Pruning:
         removed = allot(self.shares, share * self.whole)
         if not removed:
             return None
-        step = Step.of(TECHNIQUE, removed=json.dumps(dict(sorted(removed.items()))))
+        # what stands in the recipe also stands in the manifest: which rule chose the units, and which end of it
+        counts = json.dumps(dict(sorted(removed.items())))
+        step = Step.of(TECHNIQUE, criterion=_CRITERION, direction="low", removed=counts)
         return Recipe(steps=(*self.before, step, *self.after))
 
-    def shortcoming(self, recipe: Recipe) -> str | None:
-        """Why ``recipe`` is not right enough on calibration samples, with a margin; None where it is."""
+    def rehearsed(self, recipe: Recipe) -> tuple[float, str]:
+        """How wrong ``recipe`` may be on calibration samples, over what is allowed with a margin (1 is just right), and the words for it."""
         try:
             found = self.rehearsal.quality(recipe)
         except CandidateError as error:
-            return error.refusal
-        if found.ci95[1] <= MARGIN * self.bench.goal.max_drop:
-            return None
-        return f"not timed: {found.metric} may drop by up to {found.ci95[1]:.3g} on {found.samples} calibration samples"
+            return math.inf, error.refusal
+        words = f"{found.metric} may drop by up to {found.ci95[1]:.3g} on {found.samples} calibration samples"
+        return found.ci95[1] / (MARGIN * self.bench.goal.max_drop), f"not timed: {words}"
 
 
 def prepare(base: Trial, rehearsal: Rehearsal) -> Pruning:
@@ -125,7 +133,7 @@ def prepare(base: Trial, rehearsal: Rehearsal) -> Pruning:
             rehearsal=rehearsal,
             before=before,
             after=after,
-            shares=tuple(_shares(model, costs, bench)),
+            shares=_shares(model, costs, bench),
             whole=whole,
         )
 
@@ -141,22 +149,41 @@ def search(
 
     Returns the share that came out right on the eval samples too; None where none did.
     """
-    least = pruning.recipe(LEAST)
-    if least is None:
+    floor = yield from _smallest(pruning, refuse, deadline_s)
+    if floor is None:
         return None
-    if reason := pruning.shortcoming(least):
-        yield refuse(least, reason)
-        return None
-    share = _furthest(pruning, deadline_s)
+    share = _furthest(pruning, deadline_s) if floor == LEAST else floor
     for _ in range(_RETRIES):
+        recipe = pruning.recipe(share)
+        if recipe is None:
+            break
         # owed even when the rehearsals took all the time
-        trial = attempt_one(pruning.recipe(share) or least)
+        trial = attempt_one(recipe)
         yield trial
         if _is_within(trial, pruning.bench):
             return share
-        if share <= LEAST or time.monotonic() > deadline_s:
+        if share <= floor or time.monotonic() > deadline_s:
             break
-        share = max(LEAST, share * _STEP_BACK)
+        share = max(floor, share * _STEP_BACK)
+    return None
+
+
+def _smallest(
+    pruning: Pruning, refuse: Callable[[Recipe, str], Trial], deadline_s: float
+) -> Generator[Trial, None, float | None]:
+    """``LEAST`` where it rehearses right, ``SMALLEST`` where that does and ``LEAST`` narrowly fails; None where nothing does."""
+    before: Recipe | None = None
+    for share in (LEAST, SMALLEST):
+        recipe = pruning.recipe(share)
+        if recipe is None or recipe == before:  # steps of units are as coarse as they are
+            return None
+        wrong, words = pruning.rehearsed(recipe)
+        if wrong <= 1.0:
+            return share
+        yield refuse(recipe, words)
+        if wrong > _NARROWLY or time.monotonic() > deadline_s:
+            return None
+        before = recipe
     return None
 
 
@@ -168,7 +195,7 @@ def _furthest(pruning: Pruning, deadline_s: float) -> float:
             break
         middle = (low * high) ** 0.5
         recipe = pruning.recipe(middle)
-        if recipe is not None and pruning.shortcoming(recipe) is None:
+        if recipe is not None and pruning.rehearsed(recipe)[0] <= 1.0:
             low = middle
         else:
             high = middle
@@ -182,21 +209,21 @@ def _is_within(trial: Trial, bench: Workbench) -> bool:
 # ---------------------------------------------------------------- what a family costs
 def _costs(model: Model, recipe: Recipe, bench: Workbench) -> tuple[dict[str, float], float]:
     """By a weight's name what the layer that reads it costs, and what all layers do."""
-    readers = {
+    layer_of = {
         str(value.name): quantizable.layer_name(node)
         for node in model.graph
         for value in (node.inputs[place] for place in _WEIGHTS.get(node.op_type, ()))
         if value is not None and tensors.constant(value) is not None
     }
     if bench.goal.objective != "latency":
-        sizes = {name: _bytes(model, name) for name in readers}
+        sizes = {name: _bytes(model, name) for name in layer_of}
         return sizes, sum(sizes.values())
     artifact = attempt.compile_recipe(model, recipe, bench)
     seconds = bench.runtime.node_seconds(Path(artifact.path), bench.timed, threads=bench.target.threads)
-    layers = list(dict.fromkeys(readers.values()))
+    layers = list(dict.fromkeys(layer_of.values()))
     # rounded, so that clocks do not decide ties: the same model should give the same recipe
     parts = sensitivity.shares(sensitivity.layer_seconds(model, layers, seconds))
-    return {name: parts[layer] for name, layer in readers.items()}, sum(parts.values())
+    return {name: parts[layer] for name, layer in layer_of.items()}, sum(parts.values())
 
 
 def _bytes(model: Model, name: str) -> float:
@@ -212,22 +239,35 @@ def _family_cost(family: Family, costs: Mapping[str, float]) -> float:
 
 
 # ---------------------------------------------------------------- what a family is worth
-def _shares(model: Model, costs: Mapping[str, float], bench: Workbench) -> Iterator[Share]:
+def _shares(model: Model, costs: Mapping[str, float], bench: Workbench) -> tuple[Share, ...]:
+    """The families that may give something up; raises :class:`~edgeopt.errors.PassFailed` where no family may, with the reason."""
     scheme = PruneScheme(ratio=_DEEPEST, families="inner").fitted(bench.target)
     plain = shrink.unshared(model)  # as the pass itself does: the names of the families must be the same
     families = removal.candidates(groups.find(plain, observed_shapes(model, bench.evidence)).families, scheme)
     depths = removal.depths(families, scheme)
-    scores = importance.scores(plain, families, Ranking(criterion="obs", depths=depths), bench.evidence)
-    for family in families:
-        step = removal.block(family, scheme)
-        if family.name in scores and depths[family.name] >= step:
-            yield Share(
-                name=family.name,
-                units=family.units,
-                step=step,
-                cost=_family_cost(family, costs),
-                damages=_damages(scores[family.name], step, depths[family.name]),
-            )
+    scores = importance.scores(plain, families, Ranking(criterion=_CRITERION, depths=depths), bench.evidence)
+    steps = {family.name: removal.block(family, scheme) for family in families}
+    found = tuple(
+        Share(
+            name=family.name,
+            units=family.units,
+            step=steps[family.name],
+            cost=_family_cost(family, costs),
+            damages=_damages(scores[family.name], steps[family.name], depths[family.name]),
+        )
+        for family in families
+        if family.name in scores and depths[family.name] >= steps[family.name]
+    )
+    if not found:
+        reasons = (readers.unjudged(plain, family, _CRITERION) for family in families if family.name not in scores)
+        why = next(
+            (reason for reason in reasons if reason), "none has units enough" if families else "no layer has any"
+        )
+        raise PassFailed(
+            f"none of {len(families)} families of channels, heads or neurons inside can be pruned: {why}",
+            hint="Spell out techniques.prune with another criterion, or switch it off.",
+        )
+    return found
 
 
 def _damages(scores: Scores, step: int, depth: int) -> tuple[float, ...]:

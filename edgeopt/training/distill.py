@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from edgeopt.calibrate.collect import fingerprint
+from edgeopt.calibrate.real import has_real_samples
 from edgeopt.errors import PassFailed
 from edgeopt.protocols import Evidence, Settings
 from edgeopt.records import Signature, Target
@@ -47,8 +48,8 @@ class Distill:
         course = courses.read(settings, technique=self.name)
         if find_spec("torch") is None:
             raise PassFailed(_NO_TORCH, hint="Install torch, or leave distillation out.")
-        if not evidence.sample_count:
-            raise PassFailed("there are no calibration samples", hint="Drop calibration samples beside the model.")
+        if not has_real_samples(evidence):
+            raise PassFailed("there are no real calibration samples", hint="Drop calibration samples beside the model.")
         return _taught(model, replace(course, seed=course.seed + evidence.seed), evidence)
 
 

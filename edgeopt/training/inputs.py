@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.calibrate.reconstruct import is_held_out
+from edgeopt.calibrate.regression import is_held_out
 from edgeopt.errors import PassFailed
 from edgeopt.training.shelf import Shelf
 
@@ -165,18 +165,36 @@ def stack(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     }
 
 
-def held_out(count: int, *, most: int = 64) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(to train on, to judge by): those samples judge that the refit after pruning has not fitted, ``most`` at most.
+def drawn(count: int, most: int, *, seed: int) -> tuple[int, ...]:
+    """Numbers of ``most`` of ``count`` samples, ascending: a draw by ``seed``, in which as large a share judges as of all (see :func:`held_out`).
 
-    On what it was fitted to, a student does better than it will on anything else, and whatever is taught would look worse. The last of two or
-    three samples judges; a lone one does both.
+    The first ones would be of one kind wherever samples lie in order.
     """
-    if count == 1:
+    if most >= count:
+        return tuple(range(count))
+    random = np.random.default_rng((seed, most))
+    judging = [index for index in range(count) if is_held_out(index)]
+    others = [index for index in range(count) if not is_held_out(index)]
+    judges = min(len(judging), max(int(most > 1), round(most * len(judging) / count)))
+    picked = [*random.choice(judging, judges, replace=False)] if judges else []
+    picked += [*random.choice(others, most - judges, replace=False)]
+    return tuple(sorted(int(index) for index in picked))
+
+
+def held_out(numbers: Sequence[int], *, most: int = 64) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Positions in ``numbers``, which say which samples there are: (to train on, to judge by).
+
+    Those samples judge that the refit after pruning has not fitted, ``most`` at most. On what it was fitted to, a student does better than it will on
+    anything else, and whatever is taught would look worse. The last of two or three samples judges; a lone one does both.
+    """
+    if len(numbers) == 1:
         return (0,), (0,)
-    known = [index for index in range(count) if is_held_out(index)] or [count - 1]
+    known = [position for position, number in enumerate(numbers) if is_held_out(number)]
+    if len(known) in (0, len(numbers)):
+        known = [len(numbers) - 1]
     picked = np.unique(np.linspace(0, len(known) - 1, min(most, len(known))).round().astype(int))
     judging = tuple(known[index] for index in picked)
-    return tuple(index for index in range(count) if index not in set(judging)), judging
+    return tuple(position for position in range(len(numbers)) if position not in set(judging)), judging
 
 
 def _spreads(samples: Shelf, chosen: Sequence[int]) -> dict[str, Spread]:

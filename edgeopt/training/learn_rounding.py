@@ -121,7 +121,7 @@ def _tasks(model: ir.Model, scheme: Scheme) -> Iterator[_Task]:
         weight = np.asarray(tensors.array(layer.weight), np.float32)
         yield _Task(
             layer,
-            Consumer(layer, 1 if layer.node.op_type == "Conv" else 1 - layer.weight_axis),
+            Consumer.of(layer),
             grid(weight, layer.weight_axis, reduced_range=scheme.reduced_range),
         )
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgeopt.errors import PassFailed
 from edgeopt.training import capacity, hints, losses
 from edgeopt.training.course import Course
-from edgeopt.training.inputs import Views, groups, held_out, resolved, stack
+from edgeopt.training.inputs import Views, drawn, groups, held_out, resolved, stack
 from edgeopt.training.shelf import Shelf
 from edgeopt.training.teacher import Pool, Teacher
 
@@ -58,9 +58,9 @@ class Lesson:
         self._teacher = teacher
         self._folder = folder
         self._samples = self._stack.enter_context(Shelf(_file(folder, "inputs")))
-        self._take_samples()
+        numbers = self._take_samples()
         inputs = resolved(course.inputs, self._samples[0])
-        chosen, judging = held_out(len(self._samples))
+        chosen, judging = held_out(numbers)
         self._judging = judging
         self.also = hints.choose(model, student, teacher, self._samples[0], course)
         self._names = [*(str(output.name) for output in model.graph.outputs), *self.also]
@@ -70,7 +70,8 @@ class Lesson:
         answers = [self._verdicts[index] for index in range(len(judging))]
         self.terms = losses.terms(model, course.loss, answers, features=self.also)
         most, pools = self._affordable(len(chosen), answers)
-        self._views = Views(self._samples, chosen[:most], kind=inputs, pools=pools, seed=course.seed)
+        chosen = tuple(chosen[position] for position in _some(len(chosen), most, course.seed))
+        self._views = Views(self._samples, chosen, kind=inputs, pools=pools, seed=course.seed)
         self.at_once = self._at_once(student)
         self._pools: dict[int, Pool] = {}
         self._epoch = -1
@@ -116,17 +117,27 @@ class Lesson:
         temperature = self._course.temperature if softened else 1.0
         return losses.loss_of(self.terms, outputs, answers, temperature=temperature)
 
-    def _take_samples(self) -> None:
-        most = self._course.samples or self._teacher.evidence.sample_count
-        limit = _MOST_INPUT_BYTES if self._folder is not None else _MOST_BYTES_IN_MEMORY
-        used = 0
-        for feeds in self._teacher.evidence.samples():
-            used += sum(array.nbytes for array in feeds.values())
-            if len(self._samples) >= most or (used > limit and len(self._samples)):
-                break
-            self._samples.add(feeds)
-        if not len(self._samples):
+    def _take_samples(self) -> tuple[int, ...]:
+        """Keep as many samples as are wished and have room, drawn from all; their numbers."""
+        evidence = self._teacher.evidence
+        first = next(iter(evidence.samples()), None)
+        if first is None:
             raise PassFailed("there are no calibration samples", hint="Drop calibration samples beside the model.")
+        limit = _MOST_INPUT_BYTES if self._folder is not None else _MOST_BYTES_IN_MEMORY
+        room = max(1, limit // max(1, _bytes(first)))
+        wished = self._course.samples or evidence.sample_count
+        wanted = frozenset(drawn(evidence.sample_count, min(wished, room), seed=self._course.seed))
+        taken: list[int] = []
+        used = 0
+        for number, feeds in enumerate(evidence.samples()):
+            if number not in wanted:
+                continue
+            used += _bytes(feeds)
+            if used > limit and taken:
+                break  # samples of very different sizes
+            self._samples.add(feeds)
+            taken.append(number)
+        return tuple(taken)
 
     def _at_once(self, student: Replay) -> int:
         target, views = self._teacher.evidence.target, self._views
@@ -168,6 +179,15 @@ class Lesson:
             self._stack.callback(made.close)
             self._pools[pool] = made
         return self._pools[pool]
+
+
+def _some(count: int, most: int, seed: int) -> list[int]:
+    """``most`` of ``count`` positions, drawn by ``seed``, ascending."""
+    return sorted(np.random.default_rng((seed, count)).permutation(count)[:most].tolist())
+
+
+def _bytes(feeds: Mapping[str, Array]) -> int:
+    return sum(array.nbytes for array in feeds.values())
 
 
 def _part(rows: Sequence[Mapping[str, Array]], answers: Sequence[Mapping[str, Array]], share: float) -> Part:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import builders
 import corpus
@@ -15,6 +17,7 @@ from edgeopt.calibrate.shapes import observed_shapes
 from edgeopt.graph import check, tensors
 from edgeopt.graph.groups import ChannelGroups, find
 from edgeopt.graph.shrink import shrink, unshared, zeroed
+from edgeopt.passes import PruneChannels
 
 pytestmark = [pytest.mark.corpus, pytest.mark.slow]
 
@@ -86,3 +89,28 @@ def test_quarter_of_every_family_of_a_real_model_can_go(name: str) -> None:
 def test_every_frozen_layer_of_a_real_model_says_which_node_or_value_holds_it() -> None:
     for frozen in real_model("all_minilm_l6_v2").groups.frozen:
         assert frozen.reason == "LayerNormalization 'node_layer_norm' mixes all of it"
+
+
+def test_transposed_convolutions_of_a_real_head_make_good_what_they_no_longer_read() -> None:
+    """PaddlePaddle's text detector ends in two of them, each the only reader of its family."""
+    real = Real("ppocr_v4_det")
+    real.evidence._samples = real._rows(corpus.folder_of("ppocr_v4_det") / "calib.npz", 12)
+    real.evidence.sample_count = 12
+    heads = {str(node.inputs[1].name) for node in real.model.graph if node.op_type == "ConvTranspose"}
+    counts = {
+        family.name: family.units // 4
+        for family in real.groups.families
+        if all(slot.constant in heads for slot in family.slots if slot.role == "consumer")
+    }
+    assert len(counts) == 2
+
+    def noise(**settings: Any) -> float:
+        settings = {"criterion": "l1", "removed": json.dumps(counts), **settings}
+        made = PruneChannels().apply(real.model, settings, real.evidence)
+        pairs = [
+            (builders.run(real.model, feeds, optimized=True)[0], builders.run(made, feeds, optimized=True)[0])
+            for feeds in real.feeds
+        ]
+        return float(np.mean([np.square(right - got).sum() / np.square(right).sum() for right, got in pairs]))
+
+    assert noise() < 0.5 * noise(refit=False)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeopt.oneshot import Request, default_limits, run
 from edgeopt.policy import Goal, Policy, Search, Techniques
 
 WIDTH, USED = 96, 24
@@ -62,6 +63,26 @@ def test_network_with_channels_to_spare_is_pruned_and_published(tmp_path: Path) 
     assert _is_pruned(result.manifest["recipe"])
     weights = ir.load(result.folder / "model.onnx").graph.initializers.values()
     assert min(value.shape[0] for value in weights if len(value.shape) == 4) < WIDTH
+
+
+@pytest.mark.slow
+def test_pruning_by_weights_alone_is_measured_and_marked_without_samples_and_does_not_win(tmp_path: Path) -> None:
+    _wasteful_model(tmp_path / "model.onnx")
+    # however little agreement is asked for: made-up inputs say nothing about what is lost
+    policy = Policy(
+        goal=Goal(objective="size", max_drop=1.0),
+        search=Search(budget_s=30.0),
+        techniques=Techniques(prune={"criterion": "l1", "refit": False, "ratio": 0.25}, quantize="off"),
+    )
+    request = Request(model=tmp_path / "model.onnx", policy=policy, limits=default_limits(), out=tmp_path / "out")
+    result = run(request, on_event=lambda _event: None)
+    pruned = [each for each in result.manifest["candidates"] if "prune_channels" in str(each["recipe"])]
+    measured = [each for each in pruned if each.get("result")]
+    assert len(measured) == 1, pruned
+    assert measured[0]["refused"].startswith("made from weights alone")
+    assert measured[0]["result"]["bytes_ratio"] > 1.5
+    assert "prune_channels" not in str(result.manifest["recipe"])
+    assert "made from weights alone" in (result.folder / "report.html").read_text()
 
 
 def _is_pruned(recipe: list[dict[str, object]]) -> bool:

@@ -15,9 +15,10 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install 'edgeopt[t
 
 from edgeopt.calibrate import qparams  # noqa: E402 - torch may be missing
 from edgeopt.calibrate.ranges import Range  # noqa: E402
+from edgeopt.calibrate.regression import is_held_out  # noqa: E402
 from edgeopt.training import checkpoint, schedule  # noqa: E402
 from edgeopt.training.fake_quantize import FakeQuantizer  # noqa: E402
-from edgeopt.training.inputs import held_out  # noqa: E402
+from edgeopt.training.inputs import drawn, held_out  # noqa: E402
 
 FLOATS = st.floats(-100, 100, width=32)
 
@@ -70,12 +71,26 @@ def test_looks_take_no_longer_than_a_third_of_the_steps_unless_they_would_be_few
 
 @given(st.integers(1, 3000), st.integers(1, 100))
 def test_held_out_samples_are_not_trained_on_and_none_is_lost(count: int, most: int) -> None:
-    training, judging = held_out(count, most=most)
+    training, judging = held_out(range(count), most=most)
     assert 1 <= len(judging) <= most
     assert training and (count == 1 or not set(training) & set(judging))
     if count > 1:
         assert sorted((*training, *judging)) == list(range(count))
         assert len(judging) <= max(1, count // 2)
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 1000))
+def test_draw_of_samples_has_the_number_wished_and_leaves_some_to_train_on_and_some_to_judge_by(
+    count: int, most: int, seed: int
+) -> None:
+    numbers = drawn(count, most, seed=seed)
+    assert len(numbers) == min(count, most)
+    assert list(numbers) == sorted(set(numbers)) and set(numbers) <= set(range(count))
+    assert numbers == drawn(count, most, seed=seed)
+    training, judging = held_out(numbers)
+    assert training and judging
+    if count >= 4 and len(numbers) > 1:
+        assert all(is_held_out(numbers[position]) for position in judging)
 
 
 @given(

@@ -88,8 +88,15 @@ def test_student_without_a_teacher_or_samples_is_refused() -> None:
     evidence.teacher = None
     with pytest.raises(PassFailed, match="no teacher"):
         distill.Distill().apply(student, QUICK, evidence)
-    with pytest.raises(PassFailed, match="no calibration samples"):
+    with pytest.raises(PassFailed, match="no real calibration samples"):
         distill.Distill().apply(student, QUICK, builders.FakeEvidence(student, samples=0))
+
+
+def test_made_up_samples_teach_nothing() -> None:
+    student, evidence = pair()
+    evidence.synthetic = True
+    with pytest.raises(PassFailed, match="no real calibration samples"):
+        distill.Distill().apply(student, QUICK, evidence)
 
 
 def test_teacher_of_another_interface_is_refused_and_one_of_other_names_is_taken() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from builders import TARGET, FakeEvidence, Net
 
 from edgeopt.calibrate.removal import PruneScheme
 from edgeopt.calibrate.scheme import read_settings
@@ -22,27 +25,29 @@ LATER = 3600.0
 
 
 class Rehearsed:
-    """Right up to a share of the units removed."""
+    """Right up to a share of the units removed, and ``wrong`` beyond it."""
 
-    def __init__(self, right_up_to: float) -> None:
-        self.right_up_to, self.asked = right_up_to, []
+    def __init__(self, right_up_to: float, wrong: float = 0.5) -> None:
+        self.right_up_to, self.wrong, self.asked = right_up_to, wrong, []
 
     def quality(self, recipe: Recipe) -> Any:
         gone = _removed(recipe)
         self.asked.append(gone)
         if gone > 90:
             raise MeasureFailed("nothing is left")
-        return SimpleNamespace(metric="nsr", samples=64, ci95=(0.0, 0.0 if gone <= self.right_up_to * 100 else 0.5))
+        return SimpleNamespace(
+            metric="nsr", samples=64, ci95=(0.0, 0.0 if gone <= self.right_up_to * 100 else self.wrong)
+        )
 
 
 def _removed(recipe: Recipe) -> int:
-    return next(int(str(value).split(":")[1].rstrip("}")) for _, value in recipe.steps[1].settings)
+    return int(json.loads(dict(recipe.steps[1].settings)["removed"])["conv"])
 
 
-def _pruning(right_up_to: float) -> pruning.Pruning:
+def _pruning(right_up_to: float, wrong: float = 0.5) -> pruning.Pruning:
     return pruning.Pruning(
         bench=SimpleNamespace(goal=Goal()),  # type: ignore[arg-type]  # the search asks for the goal only
-        rehearsal=Rehearsed(right_up_to),  # type: ignore[arg-type]
+        rehearsal=Rehearsed(right_up_to, wrong),  # type: ignore[arg-type]
         before=(Step.of("tidy"),),
         after=(Step.of("quantize_static"),),
         shares=(SHARE,),
@@ -65,6 +70,39 @@ def test_what_is_wrong_at_the_least_share_is_one_refused_trial_that_says_by_how_
     (trial,) = _search(_pruning(right_up_to=0.0))
     assert trial.refused == "not timed: nsr may drop by up to 0.5 on 64 calibration samples"
     assert [step.technique for step in trial.recipe.steps] == ["tidy", "prune_channels", "quantize_static"]
+
+
+def test_half_of_it_is_tried_where_the_least_share_narrowly_fails() -> None:
+    refused, attempted = _search(_pruning(right_up_to=0.05, wrong=0.0111))
+    assert refused.refused == "not timed: nsr may drop by up to 0.0111 on 64 calibration samples"
+    assert _removed(refused.recipe) == 11
+    assert attempted.refused is None and _removed(attempted.recipe) == 5
+
+
+def test_half_of_it_that_is_wrong_as_well_is_a_second_refused_trial() -> None:
+    trials = _search(_pruning(right_up_to=0.0, wrong=0.0111))
+    assert [_removed(trial.recipe) for trial in trials] == [11, 5]
+    assert all(trial.refused for trial in trials)
+
+
+@pytest.mark.parametrize(("wrong", "within_s"), [(0.0161, LATER), (0.0111, -1.0)], ids=["far off", "no time left"])
+def test_half_of_it_is_not_tried_where_it_could_not_be_right_or_the_time_is_over(wrong: float, within_s: float) -> None:
+    (trial,) = _search(_pruning(right_up_to=0.05, wrong=wrong), within_s=within_s)
+    assert _removed(trial.recipe) == 11
+
+
+def test_units_that_go_in_coarse_steps_are_not_tried_twice() -> None:
+    coarse = replace(SHARE, step=10, damages=(0.001, 0.002))
+    prepared = replace(_pruning(right_up_to=0.0, wrong=0.0111), shares=(coarse,))
+    assert len(_search(prepared)) == 1
+
+
+def test_recipe_says_which_rule_chose_the_units_and_which_end_of_it_goes() -> None:
+    recipe = _pruning(right_up_to=1.0).recipe(0.1)
+    assert recipe is not None
+    settings = dict(recipe.steps[1].settings)
+    assert settings == {"criterion": "obs", "direction": "low", "removed": '{"conv": 11}'}
+    read_settings(PruneScheme, settings, technique="prune_channels").check()
 
 
 @pytest.mark.parametrize("right_up_to", [0.15, 0.3, 0.5])
@@ -98,6 +136,17 @@ def test_nothing_is_pruned_without_real_samples_or_for_what_cannot_be_timed_here
     assert "cannot be timed" in str(pruning.refusal(bench(samples=16, synthetic=False, capability=(8.6,))))
     assert "cannot be timed" in str(pruning.refusal(bench(samples=16, synthetic=False, capability=(), arch="vax")))
     assert pruning.refusal(bench(samples=16, synthetic=False, capability=())) is None
+
+
+def test_model_in_which_no_family_can_be_judged_is_told_which_reader_is_not_understood() -> None:
+    net = Net(seed=3)
+    weights = (net.weight(1, 128, 5), net.weight(1, 128, 32), net.weight(1, 256))
+    cells = net.op("Squeeze", net.op("LSTM", "frames", *weights, hidden_size=32), net.ints(1))
+    net.op("MatMul", cells, net.weight(32, 3), output="out")
+    model = net.build({"frames": ["T", 1, 5]}, {"out": ["T", 1, 3]})
+    bench: Any = SimpleNamespace(target=TARGET, evidence=FakeEvidence(model, samples=8))
+    with pytest.raises(PassFailed, match=r"none of 1 families .* w_2 \(LSTM\) reads it, and obs judges only"):
+        pruning._shares(model, {}, bench)
 
 
 def test_whole_number_does_for_a_number_and_a_word_does_not() -> None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from builders import FakeEvidence, Net
 
-from edgeopt.calibrate import removal
+from edgeopt.calibrate import readers, removal
 from edgeopt.calibrate.importance import CRITERIA, WITHOUT_SAMPLES, Ranking, scores
 from edgeopt.calibrate.removal import PruneScheme
 from edgeopt.calibrate.shapes import observed_shapes
@@ -154,6 +154,74 @@ def test_criterion_that_needs_what_is_not_there_says_so(criterion: str) -> None:
     ) as failure:
         scores(model, families(model), ranking, NoSamples(model))
     assert failure.value.hint
+
+
+def cell_and_layers() -> ir.Model:
+    """An LSTM whose units a MatMul reads, and so does its own recurrence; behind it a layer that only a MatMul reads."""
+    net = Net(seed=20)
+    weights = (net.weight(1, 32, 5), net.weight(1, 32, 8), net.weight(1, 64))
+    cells = net.op("Squeeze", net.op("LSTM", "frames", *weights, hidden_size=8), net.ints(1))
+    hidden = net.op("Relu", net.op("MatMul", cells, net.weight(8, 12)))
+    net.op("MatMul", hidden, net.weight(12, 3), output="out")
+    return net.build({"frames": ["T", 1, 5]}, {"out": ["T", 1, 3]})
+
+
+@pytest.mark.parametrize("criterion", ["obs", "variance"])
+def test_what_readers_lose_is_not_added_up_where_one_of_them_is_not_understood(criterion: str) -> None:
+    model = cell_and_layers()
+    cell, dense = families(model)
+    assert (cell.kind, dense.kind) == ("hidden", "neurons")
+    assert set(judged(model, criterion)) == {dense.name}
+    why = readers.unjudged(model, cell, criterion)
+    assert "w_2 (LSTM) reads it" in why and f"{criterion} judges only" in why
+    assert readers.unjudged(model, dense, criterion) == ""
+
+
+@pytest.mark.parametrize("criterion", ["entropy", "apoz", "l1"])
+def test_what_the_unit_itself_shows_is_seen_at_any_reader(criterion: str) -> None:
+    model = cell_and_layers()
+    assert set(judged(model, criterion)) == {family.name for family in families(model)}
+    assert all(readers.unjudged(model, family, criterion) == "" for family in families(model))
+
+
+def test_transposed_and_grouped_readers_are_judged_like_any_other() -> None:
+    net = Net(seed=21)
+    wide = net.op("Relu", net.op("Conv", "image", net.weight(16, 3, 1, 1), net.weight(16)))
+    deep = net.op("Relu", net.op("Conv", wide, net.weight(20, 8, 3, 3), net.weight(20), group=2))
+    net.op("ConvTranspose", deep, net.weight(20, 2, 2, 2), output="out", strides=[2, 2])
+    model = net.build({"image": ["N", 3, 8, 8]}, {"out": ["N", 2, 12, 12]})
+    for criterion in ("obs", "variance", "entropy", "apoz"):
+        found = judged(model, criterion, samples=16)
+        # a channel of one group goes with the same one of the other
+        assert sorted(len(values) for values in found.values()) == [8, 10], criterion
+        assert all(np.isfinite(values).all() and (values > 0).any() for values in found.values())
+
+
+def test_group_that_gives_next_to_nothing_does_not_decide_for_all() -> None:
+    """Damage counts relative to what the whole convolution gives."""
+    random = np.random.default_rng(22)
+    rows = random.standard_normal((6, 3, 1, 1)).astype(np.float32)
+    rows[3:] *= 1e-3
+
+    def found(weight: np.ndarray) -> np.ndarray:
+        net = Net(seed=23)
+        wide = net.op("Conv", "image", net.weight(6, 5, 1, 1, scale=1.0), net.weight(6))
+        net.op("Conv", wide, net.const(weight), output="out", group=2)
+        model = net.build({"image": ["N", 5, 6, 6]}, {"out": ["N", len(weight), 6, 6]})
+        return next(iter(judged(model, "obs").values()))
+
+    loud = np.concatenate([rows[:3], np.zeros_like(rows[:3])])
+    np.testing.assert_allclose(found(rows), found(loud), rtol=1e-3)
+
+
+@pytest.mark.parametrize("criterion", ["obs", "taylor", "variance", "entropy", "apoz"])
+def test_made_up_samples_are_no_samples_to_choose_by(criterion: str) -> None:
+    model = builders.mlp()
+    evidence = FakeEvidence(model, samples=16)
+    evidence.synthetic = True
+    evidence.gradients = lambda *_: iter(())
+    with pytest.raises(PassFailed, match="needs real calibration samples"):
+        scores(model, families(model), Ranking(criterion=criterion, depths={}), evidence)
 
 
 def test_tensor_that_is_not_finite_is_named() -> None:

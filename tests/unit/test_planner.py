@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from edgeopt.policy import Goal, Policy, Search, Techniques
 from edgeopt.records import Signature, Step, Target, TensorSpec
-from edgeopt.stages import planner
+from edgeopt.stages import asked, planner
 
 TARGET = Target(name="cpu", device="x", arch="x86_64", features=("avx2",), threads=2, memory_bytes=1 << 30)
 SPEC = TensorSpec(name="x", dtype="float32", shape=(1, 3, 8, 8))
@@ -167,15 +170,46 @@ def test_pruning_and_distillation_that_the_operator_spells_out_become_a_recipe_a
     passes = {**PASSES, "prune_channels": OpenPass("prune_channels"), "distill": OpenPass("distill")}
     wish = Techniques(prune={"criterion": "l1", "removed": {"conv.weight": 8}}, distill={"steps": 200})
     plan = _plan(policy=Policy(techniques=wish), passes=passes)
-    asked = [recipe for recipe in plan.recipes if "prune_channels" in {step.technique for step in recipe.steps}]
-    names = [tuple(step.technique for step in recipe.steps) for recipe in asked]
-    assert names[0] == ("tidy", "fold_batch_norm", "prune_channels", "distill")
-    assert names[1] == (*names[0], "quantize_static")
-    assert dict(asked[0].steps[2].settings) == {
-        "criterion": "l1",
-        "removed": '{"conv.weight": 8}',
-        "apart": True,
-    }
+    found = [recipe for recipe in plan.recipes if "prune_channels" in {step.technique for step in recipe.steps}]
+    names = [tuple(step.technique for step in recipe.steps) for recipe in found]
+    before = ("tidy", "fold_batch_norm", "prune_channels")
+    assert names == [
+        before,
+        (*before, "distill"),
+        (*before, "distill", "quantize_static"),
+        (*before, "quantize_static"),
+    ], "what a training loses must not be lost untaught"
+    untaught = {"criterion": "l1", "removed": '{"conv.weight": 8}'}
+    settings = [dict(recipe.steps[2].settings) for recipe in found]
+    taught = {**untaught, "apart": True}
+    assert settings == [untaught, taught, taught, untaught], "only what distillation judges by is kept from the refit"
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"criterion": "l1", "refit": False},
+        {"criterion": "random", "refit": False, "ratio": 0.3},
+        {"pattern": "2:4", "method": "magnitude"},
+    ],
+    ids=str,
+)
+def test_pruning_by_weights_alone_is_planned_without_samples_where_it_is_spelled_out(wish: dict[str, Any]) -> None:
+    passes = {name: PASSES.get(name) or OpenPass(name) for name in (*PASSES, "prune_channels", "prune_weights")}
+    plan = _plan(policy=Policy(techniques=Techniques(prune=wish)), passes=passes, has_samples=False)
+    (pruned,) = (recipe for recipe in plan.recipes if any(s.technique.startswith("prune") for s in recipe.steps))
+    assert len(pruned.steps) == 3, "int8 behind it needs samples all the same"
+    assert all(asked.is_from_weights_alone(step) == (index == 2) for index, step in enumerate(pruned.steps))
+
+
+@pytest.mark.parametrize(
+    "wish", [{"criterion": "l1"}, {"refit": False}, {"criterion": "obs", "refit": False}, {"pattern": "2:4"}], ids=str
+)
+def test_pruning_that_looks_at_samples_is_left_out_where_there_are_none(wish: dict[str, Any]) -> None:
+    passes = {name: PASSES.get(name) or OpenPass(name) for name in (*PASSES, "prune_channels", "prune_weights")}
+    plan = _plan(policy=Policy(techniques=Techniques(prune=wish)), passes=passes, has_samples=False)
+    assert not any(name.startswith("prune") for name in _techniques(plan))
+    assert any("no real samples" in str(trial.refused) for trial in plan.left_out if "prune" in trial.recipe.label)
 
 
 def test_pruning_left_to_the_search_is_not_planned() -> None:
@@ -201,7 +235,8 @@ def test_pruning_with_a_pattern_makes_single_weights_zero_and_stores_them_as_den
 
 def test_zeros_are_found_again_behind_distillation() -> None:
     wish = Techniques(prune={"pattern": "unstructured", "ratio": 0.4, "bits": 6}, distill={"steps": 50})
-    distilled = _asked(wish)[0]
+    untaught, distilled = _asked(wish)[:2]
+    assert untaught == [("prune_weights", {"pattern": "unstructured", "ratio": 0.4, "bits": 6})]
     assert [name for name, _ in distilled] == ["prune_weights", "distill", "prune_weights"]
     assert distilled[0][1] == {"pattern": "unstructured", "ratio": 0.4, "form": "dense"}
     assert distilled[2][1] == {"method": "found", "pattern": "unstructured", "bits": 6}
@@ -209,7 +244,7 @@ def test_zeros_are_found_again_behind_distillation() -> None:
 
 def test_sparse_weights_that_the_operator_wants_dense_stay_dense() -> None:
     wish = Techniques(prune={"pattern": "2:4", "form": "dense"}, distill={"steps": 50})
-    assert [name for name, _ in _asked(wish)[0]] == ["prune_weights", "distill"]
+    assert [name for name, _ in _asked(wish)[1]] == ["prune_weights", "distill"]
 
 
 def test_engines_get_sparse_weights_in_place_alone_and_in_half_precision() -> None:

@@ -87,9 +87,38 @@ def test_without_samples_only_weights_decide_and_nothing_is_refitted() -> None:
     with pytest.raises(PassFailed) as failure:
         pruned(model, samples=0)
     assert "refit=false" in failure.value.hint
-    with pytest.raises(PassFailed, match="obs needs calibration samples"):
+    with pytest.raises(PassFailed, match="obs needs real calibration samples"):
         pruned(model, samples=0, refit=False)
     assert sides(pruned(model, samples=0, refit=False, criterion="l1", ratio=0.5), "MatMul") == [(16, 16), (16, 4)]
+
+
+def test_made_up_samples_neither_choose_nor_refit() -> None:
+    model = builders.mlp()
+    evidence = FakeEvidence(model, samples=16)
+    evidence.synthetic = True
+    with pytest.raises(PassFailed, match="refit needs real calibration samples"):
+        PruneChannels().apply(model, {"criterion": "l1"}, evidence)
+    with pytest.raises(PassFailed, match="obs needs real calibration samples"):
+        PruneChannels().apply(model, {"refit": False}, evidence)
+    made = PruneChannels().apply(model, {"criterion": "l1", "refit": False, "ratio": 0.5}, evidence)
+    assert sides(made, "MatMul") == [(16, 16), (16, 4)]
+
+
+def test_family_that_the_criterion_cannot_judge_stays_and_is_refused_by_name_where_it_was_asked_for() -> None:
+    net = Net(seed=6)
+    weights = (net.weight(1, 32, 5), net.weight(1, 32, 8), net.weight(1, 64))
+    cells = net.op("Squeeze", net.op("LSTM", "frames", *weights, hidden_size=8), net.ints(1))
+    net.op("MatMul", cells, net.weight(8, 3), output="out")
+    model = net.build({"frames": ["T", 1, 5]}, {"out": ["T", 1, 3]})
+    with pytest.raises(PassFailed, match=r"w_2 \(LSTM\) reads it, and obs judges only weights"):
+        pruned(model, ratio=0.5)
+    with pytest.raises(
+        PassFailed, match=r"removed names 'w_1', which obs cannot judge: w_2 \(LSTM\) reads it"
+    ) as failure:
+        pruned(model, removed='{"w_1": 4}')
+    assert "l2" in failure.value.hint
+    made = pruned(model, removed='{"w_1": 4}', criterion="l2")
+    assert sides(made, "LSTM") == [(1, 16, 5)] and sides(made, "MatMul") == [(4, 3)]
 
 
 def test_batch_norm_criterion_works_before_folding_and_the_result_folds() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'edgeopt[train]'")
 
-from edgeopt.calibrate.reconstruct import is_held_out  # noqa: E402 - torch may be missing
+from edgeopt.calibrate.regression import is_held_out  # noqa: E402 - torch may be missing
 from edgeopt.errors import PassFailed  # noqa: E402
 from edgeopt.training import inputs  # noqa: E402
 from edgeopt.training.course import Course  # noqa: E402
@@ -216,3 +216,25 @@ def test_samples_stay_half_of_what_a_mixed_training_sees() -> None:
     assert [views.pool_of(epoch) for epoch in range(8)] == [0, 1, 0, 2, 0, 1, 0, 2]
     noise = inputs.Views(shelf_of(pictures(4)), range(4), kind="noise", pools=3, seed=0)
     assert [noise.pool_of(epoch) for epoch in range(4)] == [0, 1, 2, 0]
+
+
+def test_samples_that_a_course_takes_are_drawn_by_its_seed_and_keep_their_part_in_judging() -> None:
+    evidence = builders.FakeEvidence(builders.conv_net(), samples=40)
+
+    def taken(seed: int) -> tuple[set[int], set[int]]:
+        """Numbers of the samples that train, and of those that judge."""
+        samples = enumerate(evidence._samples)
+        numbers = {row.tobytes(): number for number, sample in samples for row in sample["image"]}
+        with lesson_of(evidence, inputs="calibration", batch=1, samples=12, seed=seed) as lesson:
+            trained = [part for step in range(lesson.batches_in_epoch) for part in lesson.parts(step)]
+            return tuple(  # type: ignore[return-value]  # two of them
+                {numbers[row.numpy().tobytes()] for part in parts for row in part.feeds["image"]}
+                for parts in (trained, list(lesson.judging()))
+            )
+
+    trained, judged = taken(seed=1)
+    assert (len(trained), len(judged)) == (9, 3)
+    assert max(trained | judged) >= 12, "the first twelve are no draw"
+    assert all(map(is_held_out, judged)) and not any(map(is_held_out, trained))
+    assert taken(seed=1) == (trained, judged)
+    assert taken(seed=2) != (trained, judged)

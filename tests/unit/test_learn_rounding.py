@@ -16,6 +16,7 @@ from special import correlated
 pytest.importorskip("torch", reason="needs torch: pip install 'edgeopt[train]'")
 
 from edgeopt.calibrate import qparams
+from edgeopt.calibrate.rounding import Grid
 from edgeopt.errors import PassFailed
 from edgeopt.graph import edit, quantizable, tensors
 from edgeopt.passes import RoundWeights
@@ -31,7 +32,7 @@ ENDLESS = (-np.inf, np.inf)
 @pytest.fixture(scope="module")
 def learned() -> ir.Model:
     model = correlated()
-    return LearnRounding().apply(model, {**NARROW, "steps": 200}, FakeEvidence(model, samples=32))
+    return LearnRounding().apply(model, {**NARROW, "steps": 300}, FakeEvidence(model, samples=32))
 
 
 def to_nearest(model: ir.Model) -> ir.Model:
@@ -84,12 +85,13 @@ def test_what_the_activation_cuts_off_need_not_be_right() -> None:
     bias = np.where(np.arange(16) < 8, 0.0, -1e3).astype(np.float32)
     reading = Reading(inputs=inputs, targets=inputs @ rows.T + bias, bias=bias, bounds=(0.0, np.inf))
     scale = np.abs(rows).max(axis=1) / 7
-    usual = rounding.nearest(rows, scale, 7)
+    grid = Grid(scale=scale, largest=7)
+    usual = rounding.nearest(rows, grid)
     silent = usual.copy()
     silent[8:] = 0.0
     assert reading.error(silent) == reading.error(usual) > 0
     with steady(1):
-        made = rounding.learned(rows, scale, 7, reading, Descent(steps=200, rows=200, rate=0.03, seed=0))
+        made = rounding.learned(rows, grid, reading, Descent(steps=200, rows=200, rate=0.03, seed=0))
     assert reading.error(made) < 0.8 * reading.error(usual)
     codes = made / scale[:, None]
     np.testing.assert_allclose(codes, np.rint(codes), atol=1e-4)

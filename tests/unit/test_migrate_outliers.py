@@ -82,8 +82,9 @@ def test_divisors_are_powers_of_two_so_every_bit_stays() -> None:
 def test_int8_loses_several_times_less_behind_migration(quantizer: QuantizeDynamic | QuantizeStatic) -> None:
     model = encoder(shared=True)
     made = migrate(model)
-    before = noise_ratio(model, quantizer.apply(model, {}, FakeEvidence(model)))
-    after = noise_ratio(model, quantizer.apply(made, {}, FakeEvidence(made)))
+    narrow = {"reduced_range": True}  # so that no kernel saturates, on whatever CPU this runs
+    before = noise_ratio(model, quantizer.apply(model, narrow, FakeEvidence(model)))
+    after = noise_ratio(model, quantizer.apply(made, narrow, FakeEvidence(made)))
     assert after < before / 3
 
 

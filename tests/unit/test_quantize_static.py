@@ -22,7 +22,8 @@ from edgeopt.passes.quantize_static import QuantizeStatic
 
 
 def quantize(model: ir.Model, **settings: Any) -> ir.Model:
-    return QuantizeStatic().apply(model, settings, FakeEvidence(model))
+    """With weights that no kernel saturates on, on whatever CPU this runs, unless ``settings`` say otherwise."""
+    return QuantizeStatic().apply(model, {"reduced_range": True, **settings}, FakeEvidence(model))
 
 
 def folded(model: ir.Model) -> ir.Model:
@@ -70,7 +71,7 @@ def test_clip_is_absorbed_and_depthwise_convolutions_are_quantized_by_channel(tm
     again = net.op("Conv", net.op("Add", narrow, net.op("Conv", wide, net.weight(4, 12, 1, 1))), net.weight(4, 4, 1, 1))
     net.op("Tanh", again, output="features")
     model = net.build({"image": ["N", 4, "H", "W"]}, {"features": ["N", 4, "H", "W"]})
-    quantized = quantize(model, reduced_range=True)  # so that no kernel saturates, on whatever CPU this runs
+    quantized = quantize(model)
     left = operators(quantized, tmp_path)
     assert left["QLinearConv"] == 5
     assert left["QLinearAdd"] == 1
@@ -245,10 +246,16 @@ def test_the_symmetric_form_has_no_32_bit_integers_and_is_right() -> None:
     assert noise_ratio(model, quantized) < 0.01
 
 
-def test_reduced_range_uses_seven_bits() -> None:
-    quantized = quantize(folded(builders.conv_net()), reduced_range=True)
+@pytest.mark.parametrize(
+    ("per_channel", "narrow", "largest"), [(True, True, 126), (False, True, 63), (True, False, 127)]
+)
+def test_reduced_range_uses_seven_bits_for_a_tensor_and_as_many_as_fit_for_a_channel(
+    per_channel: bool, narrow: bool, largest: int
+) -> None:
+    quantized = quantize(folded(builders.conv_net()), reduced_range=narrow, per_channel=per_channel)
     codes = [tensors.array(value) for value in quantized.graph.initializers.values() if value.dtype == ir.DataType.INT8]
-    assert max(int(np.abs(array.astype(int)).max()) for array in codes if array is not None and array.ndim > 1) == 63
+    found = max(int(np.abs(array.astype(int)).max()) for array in codes if array is not None and array.ndim > 1)
+    assert found == largest if not (per_channel and narrow) else 63 < found <= largest
 
 
 @pytest.mark.parametrize("opset", [11, 12])
@@ -266,7 +273,8 @@ def test_per_channel_below_opset_13_is_refused_and_per_tensor_works(opset: int) 
         ({"method": "median"}, "'median' is no calibration method"),
         ({"activation": "int4"}, "not 8-bit"),
         ({"per_channel": 1}, "not true or false"),
-        ({"weight": "uint8", "per_channel": True}, "only per tensor"),
+        ({"weight": "uint8", "activation": "int8"}, "no integer kernel beside int8"),
+        ({"unsigned": '["conv1"]', "activation": "int8"}, "no integer kernel beside int8"),
         ({"skip": "conv1"}, "not JSON"),
         ({"skip": "[1]"}, "not a list of names"),
     ],

@@ -5,7 +5,7 @@ Stands between ``search`` and ``attempt``. The contest is held on calibration sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from edgeopt.errors import CandidateError
 from edgeopt.records import Quality, Recipe
@@ -23,11 +23,19 @@ def families(recipes: Iterable[Recipe]) -> list[list[Recipe]]:
     return list(found.values())
 
 
-def losers(family: Sequence[Recipe], rehearsal: Rehearsal) -> dict[Recipe, str]:
-    """All of ``family`` but the least wrong one, each with what it did worse; a tie goes to the earlier one."""
+def losers(
+    family: Sequence[Recipe], rehearsal: Rehearsal, *, is_over: Callable[[], bool] = lambda: False
+) -> dict[Recipe, str]:
+    """All of ``family`` but the least wrong one, each with what it did worse; a tie goes to the earlier one.
+
+    Once ``is_over`` says so nobody else is rehearsed, but the first one always is.
+    """
     seen: dict[Recipe, Quality] = {}
     reasons: dict[Recipe, str] = {}
     for recipe in family:
+        if seen and is_over():
+            reasons[recipe] = "not rehearsed: the time for it was used up by variants with the same kernels"
+            continue
         try:
             seen[recipe] = rehearsal.quality(recipe)
         except CandidateError as error:

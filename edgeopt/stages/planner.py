@@ -63,8 +63,10 @@ def _wishes(signature: Signature, target: Target, policy: Policy, *, folds: bool
     packed = [Recipe(steps=(*clean, *steps)) for steps in _weight_steps(signature, policy.goal.objective)]
     if policy.goal.objective == "size":
         yield from packed
-    for steps in _repaired(signature, target):
-        yield Recipe(steps=(*clean, *steps))
+    repaired = [Recipe(steps=(*clean, *steps)) for steps in _repaired(signature, target)]
+    # without outliers what needs no repair is right more often than not, and is there sooner
+    sooner, later = (repaired, []) if _has_outliers(signature) else ([], repaired)
+    yield from sooner
     if policy.goal.objective != "latency":
         yield Recipe(steps=(*clean, Step.of("cast_fp16", mode="weights")))
     if policy.goal.objective == "size":
@@ -75,9 +77,13 @@ def _wishes(signature: Signature, target: Target, policy: Policy, *, folds: bool
     if _FP16_ARITHMETIC & set(target.features):
         yield Recipe(steps=(*clean, Step.of("cast_fp16", mode="full")))
     for step in _integer_steps(signature, target):
-        yield Recipe(steps=(*clean, step))
-        if step.technique == "quantize_dynamic":
-            yield Recipe(steps=(*fused, step))
+        yield from (Recipe(steps=(*before, step)) for before in _before(step, clean, fused))
+    yield from later
+
+
+def _before(step: Step, clean: tuple[Step, ...], fused: tuple[Step, ...]) -> tuple[tuple[Step, ...], ...]:
+    """What may stand before a quantization: dynamic int8 knows the product in a fused attention."""
+    return (clean, fused) if step.technique == "quantize_dynamic" else (clean,)
 
 
 def _engine_steps(signature: Signature, objective: str) -> Iterator[tuple[Step, ...]]:
@@ -86,7 +92,7 @@ def _engine_steps(signature: Signature, objective: str) -> Iterator[tuple[Step, 
     static = partial(Step.of, "quantize_static", activation="int8", symmetric=True, depthwise=False, per_channel=True)
     for method, corrects in _CONVOLUTION_RANGES if signature.count("Conv", "ConvTranspose") else _MATRIX_RANGES:
         yield (static(method=method, bias_correction=corrects),)
-    if signature.count("Softmax", "Attention") and signature.count("MatMul", "Gemm") >= _FEWEST_PRODUCTS:
+    if _has_outliers(signature):
         yield (Step.of("migrate_outliers"), static(method="min_max", bias_correction=True))
     if objective != "latency":
         yield (Step.of("quantize_weights", form="portable", bits=8),)
@@ -134,8 +140,7 @@ _FEWEST_PRODUCTS = 4
 def _repaired(signature: Signature, target: Target) -> Iterator[tuple[Step, ...]]:
     """Int8 with what the model and the kernels make necessary repaired first; see docs/techniques for what it gains."""
     exact = adds_exactly(target)
-    # attention makes outliers, and products of matrices can shed them
-    outliers = signature.count("Softmax", "Attention") and signature.count("MatMul", "Gemm") >= _FEWEST_PRODUCTS
+    outliers = _has_outliers(signature)
     migrated = (Step.of("migrate_outliers"),) if outliers else ()
     # where eight bits do not fit, choosing the way to round pays for the seconds it takes
     rounded = () if exact else (Step.of("round_weights", reduced_range=True),)
@@ -151,6 +156,11 @@ def _repaired(signature: Signature, target: Target) -> Iterator[tuple[Step, ...]
         ranges = _CONVOLUTION_RANGES if convolutions and not outliers else _MATRIX_RANGES[:1]
         for step in _static_steps(target, ranges, convolutions=convolutions, narrow=narrow):
             yield (*migrated, *rounded, step)
+
+
+def _has_outliers(signature: Signature) -> bool:
+    """Attention makes outliers, and products of matrices can shed them."""
+    return bool(signature.count("Softmax", "Attention")) and signature.count("MatMul", "Gemm") >= _FEWEST_PRODUCTS
 
 
 _CONVOLUTION_RANGES = (

@@ -154,8 +154,9 @@ class Search:
         losers: dict[Recipe, str] = {}
         if len(unknown) > 1 and not self._is_over():
             with staged("rehearse", self._bench.emit):
-                losers = contest.losers(unknown, rehearsal)
-        return [self._lost(recipe, losers[recipe]) if recipe in losers else self._attempt(recipe) for recipe in family]
+                losers = contest.losers(unknown, rehearsal, is_over=self._is_over)
+        attempt_one = self._attempt_owed if losers else self._attempt
+        return [self._lost(recipe, losers[recipe]) if recipe in losers else attempt_one(recipe) for recipe in family]
 
     def _lost(self, recipe: Recipe, reason: str) -> Trial:
         self._tried += 1

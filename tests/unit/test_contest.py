@@ -56,3 +56,15 @@ def test_variant_that_cannot_be_made_loses_with_its_own_reason() -> None:
 def test_where_none_can_be_made_one_is_left_to_tell() -> None:
     family = [_static("mse"), _static("min_max")]
     assert set(contest.losers(family, ScriptedRehearsal({"mse": None, "min_max": None}))) == {family[0]}
+
+
+def test_once_the_time_is_over_nobody_else_is_rehearsed_and_the_best_so_far_stays() -> None:
+    family = [_static("mse"), _static("min_max"), _static("entropy")]
+    calls = iter([False, True])
+    lost = contest.losers(
+        family, ScriptedRehearsal({"mse": 0.02, "min_max": 0.01, "entropy": 0.0}), is_over=lambda: next(calls)
+    )
+    assert set(lost) == {family[0], family[2]}
+    assert lost[family[2]].startswith("not rehearsed")
+    always = contest.losers(family, ScriptedRehearsal({"mse": 0.02}), is_over=lambda: True)
+    assert set(always) == set(family[1:])

@@ -276,3 +276,15 @@ def test_zeros_are_stored_as_a_mask_where_the_model_came_with_them_and_bytes_cou
     assert [settings["bits"] for settings in sparse(pruned, "size")] == [8, 8, 6, 4]
     assert all(settings["method"] == "found" for settings in sparse(pruned, "size"))
     assert sparse(pruned, "latency") == sparse(pruned, "memory") == sparse(replace(CNN, zeros=0.1), "size") == []
+
+
+def test_what_needs_no_repair_comes_before_learned_rounding_but_outliers_are_migrated_first() -> None:
+    steps = [{step.technique for step in recipe.steps} for recipe in _plan().recipes]
+    rounded = [index for index, techniques in enumerate(steps) if "round_weights" in techniques]
+    plain = [index for index, techniques in enumerate(steps) if "quantize_static" in techniques - {"round_weights"}]
+    assert rounded
+    assert min(plain) < min(rounded)
+    transformer = replace(CNN, operators=(("LayerNormalization", 12), ("MatMul", 36), ("Softmax", 6)))
+    steps = [{step.technique for step in recipe.steps} for recipe in _plan(transformer).recipes]
+    integers = [techniques for techniques in steps if techniques & {"quantize_static", "quantize_dynamic"}]
+    assert "migrate_outliers" in integers[0]

@@ -48,8 +48,6 @@ from edgeopt.stages.runners import Runner
 from edgeopt.stages.search import Search
 
 _MADE_UP_SAMPLES = 16
-_BUILD_SHARE = 0.5
-"""Of the job's time, for one engine at most: whoever takes longer leaves nothing to compare it with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +104,7 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
 def _with_engines(builder: EngineBuilder, job: Job, bench: Workbench, runners: ExitStack) -> Workbench:
     """The bench whose candidates become engines: measured where their GPU is here, else built ahead of time."""
     sets = (job.data.calibration, job.data.eval)
-    limit_s = _BUILD_SHARE * job.order.limits.job_timeout_s
-    builder = builder.under(limit_s=limit_s, tell=partial(ahead.tell, bench))
+    builder = ahead.within(builder, job.order.limits, evidence=bench.evidence, emit=bench.emit)
     if job.target.compute_capability or not device.gpu_present():
         return ahead.aimed(bench, builder, sets)
     return aboard.aimed(bench, builder, sets, runners)

@@ -7,7 +7,7 @@ own layer table: it orders candidates where memory is the limit, and it is no pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,14 +16,17 @@ from edgeopt.errors import CompileFailed, UnsupportedModel
 from edgeopt.graph import save
 from edgeopt.layout import ARTIFACT_FILE
 from edgeopt.orders import Event
-from edgeopt.protocols import EngineBuilder, Runtime, Samples
-from edgeopt.records import Artifact, Interval, Latency, Measurement, Quality, Recipe, Trial
+from edgeopt.policy import WorkerLimits
+from edgeopt.protocols import EngineBuilder, Evidence, Runtime, Samples
+from edgeopt.records import Artifact, Interval, Latency, Measurement, Quality, Recipe, TensorSpec, Trial
 from edgeopt.stages import quality
 from edgeopt.stages.attempt import Workbench
-from edgeopt.stages.events import staged
+from edgeopt.stages.events import Emit, staged
 
 _NOT_TIMED = Latency(p50_ms=0.0, p90_ms=0.0, p99_ms=0.0)
 _SHAPES_LOOKED_AT = 256
+_BUILD_SHARE = 0.5
+"""Of the job's time, for one engine at most: whoever takes longer leaves nothing to compare it with."""
 
 
 def aimed(bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples]) -> Workbench:
@@ -45,9 +48,8 @@ def original_engine(bench: Workbench, builder: EngineBuilder, sets: Iterable[Sam
 
     Raises :class:`~edgeopt.errors.UnsupportedModel` where TensorRT does not take it.
     """
-    seen = [shapes for samples in sets for shapes in _shapes(samples)]
     try:
-        engines = builder.taking(bench.signature.inputs, seen)
+        engines = taking(builder, bench.signature.inputs, sets)
         file = bench.folder / "candidates" / Recipe().id / ARTIFACT_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         save.save(bench.model, file)
@@ -57,18 +59,28 @@ def original_engine(bench: Workbench, builder: EngineBuilder, sets: Iterable[Sam
         raise UnsupportedModel(error.message, hint=error.hint) from error
 
 
+def taking(builder: EngineBuilder, inputs: Sequence[TensorSpec], sets: Iterable[Samples]) -> Runtime:
+    """The builder for the shapes that ``sets`` have; raises :class:`~edgeopt.errors.CompileFailed`."""
+    return builder.taking(inputs, [shapes for samples in sets for shapes in _shapes(samples)])
+
+
 def candidate_engine(artifact: Artifact, bench: Workbench, engines: Runtime) -> Artifact:
     """The engine of ``artifact``'s ONNX file, beside it; raises :class:`~edgeopt.errors.CompileFailed`."""
     with staged("build", bench.emit, inside="measure"):
         return engines.compile(Path(artifact.path), Recipe(), bench.target)
 
 
-def tell(bench: Workbench, share: float, words: str) -> None:
+def within(builder: EngineBuilder, limits: WorkerLimits, *, evidence: Evidence, emit: Emit) -> EngineBuilder:
+    """The builder with its share of the job's time for each engine, which tells how far it is as events."""
+    return builder.under(limit_s=_BUILD_SHARE * limits.job_timeout_s, tell=partial(_tell, evidence, emit))
+
+
+def _tell(evidence: Evidence, emit: Emit, share: float, words: str) -> None:
     """Pass a build's progress on: as part of the candidate that it is for, or of the original before there is one."""
-    if (progress := bench.evidence.progress) is not None:
+    if (progress := evidence.progress) is not None:
         progress(share, words)
         return
-    bench.emit(Event(kind="progress", fields={"ratio": 0.0, "trial": 0, "trials": 0, "text": f"original: {words}"}))
+    emit(Event(kind="progress", fields={"ratio": 0.0, "trial": 0, "trials": 0, "text": f"original: {words}"}))
 
 
 def examine(artifact: Artifact, bench: Workbench, *, engines: Runtime) -> tuple[Artifact, Measurement]:

@@ -11,7 +11,6 @@ import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from edgeopt.records import Artifact, Latency, Measurement, Quality, Recipe, Tar
 from edgeopt.stages import report_page
 from edgeopt.stages.data import Data
 
-_LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "tensorrt")
-_RTX = ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings")
+_LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxscript", "torch")
+_RUNTIMES = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
+"""Under which name each runtime stands in a manifest's ``environment``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,15 +243,6 @@ def _rounded(value: float) -> float:
 
 def versions() -> dict[str, str]:
     """What is installed of the libraries that shape a result."""
-    found = {}
-    for library in _LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    for library in _RTX:
-        try:
-            found.setdefault("tensorrt_rtx", version(library))
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: fingerprint.version_of(name) for name in _LIBRARIES}
+    found |= {name: fingerprint.installed(runtime) for name, runtime in _RUNTIMES.items()}
+    return {name: version for name, version in found.items() if version is not None}

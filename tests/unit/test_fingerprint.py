@@ -106,3 +106,10 @@ def test_another_version_is_seen_as_soon_as_its_metadata_is_there(
     monkeypatch.syspath_prepend(str(tmp_path))
     assert fingerprint.installed("onnxruntime") == "99.1" != before
     assert fingerprint.installed("no-runtime") is None
+
+
+@pytest.mark.parametrize("distribution", ["onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"])
+def test_runtime_is_found_in_whichever_package_it_came(distribution: str) -> None:
+    has = {distribution: "1.23"}
+    assert fingerprint.installed("onnxruntime", find=has.get) == "1.23"
+    assert fingerprint.installed("tensorrt", find=has.get) is None

@@ -63,6 +63,8 @@ class TensorRt:
             return f"{self.name} serves the target {self.name}, not {target.name}"
         if known.module_of(self._flavour) is None:
             return f"{self.name} is not installed here ({self._flavour.install})"
+        if reason := known.unfit(self._flavour, self.version):
+            return f"{reason} ({self._flavour.install})"
         if self._flavour.needs_gpu:
             return self._refuse_gpu() or self._refuse_cuda()
         if not target.compute_capability:

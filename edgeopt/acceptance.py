@@ -174,7 +174,7 @@ def _workbench(offer: Offer, runners: ExitStack, emit: Emit) -> Workbench:
     ends = endings.final_operators(offer.given.model)
     evidence = _evidence(offer)
     runtime = _serving(offer, signature, evidence, emit)
-    artifact = _compiled(offer, runtime, offer.bundle.original, Recipe())
+    artifact = _compiled(offer, runtime, offer.bundle.original, Recipe(), emit=emit)
     try:
         original = runners.enter_context(Runner(artifact))
         judged = _reference(offer, original, ends, partial(_serving, evidence=evidence, emit=emit))
@@ -271,7 +271,7 @@ def _trial(offer: Offer, candidate: Candidate, bench: Workbench) -> Trial:
         check.verify(model, like=offer.given.model)
         del model
         with staged("compile", bench.emit):
-            artifact = _compiled(offer, bench.runtime, candidate.address, candidate.recipe)
+            artifact = _compiled(offer, bench.runtime, candidate.address, candidate.recipe, emit=bench.emit)
         with staged("measure", bench.emit):
             artifact, measurement = bench.examine(artifact, bench)
     except CandidateError as error:
@@ -280,12 +280,12 @@ def _trial(offer: Offer, candidate: Candidate, bench: Workbench) -> Trial:
     return Trial(recipe=candidate.recipe, artifact=artifact, measurement=measurement, seconds=seconds)
 
 
-def _compiled(offer: Offer, runtime: Runtime, address: str, recipe: Recipe) -> Artifact:
+def _compiled(offer: Offer, runtime: Runtime, address: str, recipe: Recipe, *, emit: Emit) -> Artifact:
     path = bundle.model_in(offer.folder.input, address)
     if offer.for_engines:
         path = _copied(path, offer.folder.work / "candidates" / recipe.id)
     try:
-        return runtime.compile(path, recipe, offer.target)
+        return ahead.built(path, runtime, recipe, target=offer.target, emit=emit)
     except CompileFailed as error:
         if recipe.steps:
             raise

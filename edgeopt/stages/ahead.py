@@ -18,7 +18,7 @@ from edgeopt.layout import ARTIFACT_FILE
 from edgeopt.orders import Event
 from edgeopt.policy import WorkerLimits
 from edgeopt.protocols import EngineBuilder, Evidence, Runtime, Samples
-from edgeopt.records import Artifact, Interval, Latency, Measurement, Quality, Recipe, TensorSpec, Trial
+from edgeopt.records import Artifact, Interval, Latency, Measurement, Quality, Recipe, Target, TensorSpec, Trial
 from edgeopt.stages import quality
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.events import Emit, staged
@@ -54,7 +54,7 @@ def original_engine(bench: Workbench, builder: EngineBuilder, sets: Iterable[Sam
         file.parent.mkdir(parents=True, exist_ok=True)
         save.save(bench.model, file)
         with staged("build", bench.emit, inside="baseline"):
-            return engines, engines.compile(file, Recipe(), bench.target)
+            return engines, built(file, engines, Recipe(), target=bench.target, emit=bench.emit)
     except CompileFailed as error:
         raise UnsupportedModel(error.message, hint=error.hint) from error
 
@@ -67,7 +67,15 @@ def taking(builder: EngineBuilder, inputs: Sequence[TensorSpec], sets: Iterable[
 def candidate_engine(artifact: Artifact, bench: Workbench, engines: Runtime) -> Artifact:
     """The engine of ``artifact``'s ONNX file, beside it; raises :class:`~edgeopt.errors.CompileFailed`."""
     with staged("build", bench.emit, inside="measure"):
-        return engines.compile(Path(artifact.path), Recipe(), bench.target)
+        return built(Path(artifact.path), engines, Recipe(), target=bench.target, emit=bench.emit)
+
+
+def built(model: Path, engines: Runtime, recipe: Recipe, *, target: Target, emit: Emit) -> Artifact:
+    """The engine of ``model``, with a note where TensorRT quietly undid its quantization; raises :class:`~edgeopt.errors.CompileFailed`."""
+    engine = engines.compile(model, recipe, target)
+    if engine.engine is not None and engine.engine.undone:
+        emit(Event(kind="note", fields={"text": engine.engine.undone}))
+    return engine
 
 
 def within(builder: EngineBuilder, limits: WorkerLimits, *, evidence: Evidence, emit: Emit) -> EngineBuilder:

@@ -32,6 +32,7 @@ class Copier(OnnxRuntime):
         self.seen: list[Mapping[str, tuple[int, ...]]] = []
         self.limit_s = 0.0
         self.refuses = ""
+        self.facts = EngineFacts(key="k", gpus=(), build_s=0.1)
         self._tell: Callable[[float, str], None] = lambda _share, _words: None
 
     def refuse(self, signature: Signature, target: Target) -> str | None:
@@ -57,7 +58,7 @@ class Copier(OnnxRuntime):
             path=str(engine),
             format="tensorrt-engine",
             sha256=sha256_of(engine),
-            engine=EngineFacts(key="k", gpus=(), build_s=0.1),
+            engine=self.facts,
         )
 
 
@@ -109,6 +110,15 @@ def test_engines_are_judged_and_timed_where_their_gpu_is(copier: Copier, tmp_pat
     told = [event.fields["text"] for event in events if event.kind == "progress"]
     assert "original: engine: Building engine, 3 of 6" in told
     assert "tidy: engine: Building engine, 3 of 6" in told
+
+
+def test_quantization_that_tensorrt_undid_is_noted_with_every_engine(copier: Copier, tmp_path: Path) -> None:
+    copier.facts = EngineFacts(key="k", gpus=("SM75",), build_s=0.1, products=4, int8_products=0, quantized_products=4)
+    manifest, events = work(JobFolder(tmp_path))
+    notes = [event.fields["text"] for event in events if event.kind == "note"]
+    assert [str(note).partition(":")[0] for note in notes] == ["0 of 4 layers run in int8 on SM75"] * 2
+    assert "TensorRT undid the quantization of 4" in (tmp_path / "out" / "report.html").read_text()
+    assert manifest["artifact"]["engine"]["int8_products"] == 0
 
 
 def test_named_gpus_mean_engines_for_elsewhere_also_where_one_is_here(copier: Copier, tmp_path: Path) -> None:

@@ -146,9 +146,14 @@ def test_turing_undoes_int8_and_the_coverage_says_so(tmp_path: Path) -> None:
     net.op("Relu", net.op("Conv", first, net.weight(32, 32, 3, 3), net.weight(32)), output="features")
     model = net.build({"image": ["N", 16, 16, 16]}, {"features": ["N", 32, 14, 14]})
     made = apply(QuantizeStatic(), model, **PORTABLE)
-    turing, ampere = (facts(compiled(made, "wide", tmp_path, capability)) for capability in (7.5, 8.6))
-    assert turing.int8_products == 0
+    turing, ampere, both = (facts(compiled(made, "wide", tmp_path, *aim)) for aim in ((7.5,), (8.6,), (8.6, 7.5)))
+    assert (turing.int8_products, turing.quantized_products) == (0, 1)
+    assert turing.undone.startswith("0 of 2 layers run in int8 on SM75")
     assert ampere.int8_products
+    assert not ampere.undone
+    # one engine holds one form for all of its GPUs, so that the least able one takes int8 from the others
+    assert (both.int8_products, both.traffic_bytes) == (0, turing.traffic_bytes)
+    assert both.undone.startswith("0 of 2 layers run in int8 on SM86, SM75")
 
 
 def test_same_model_gives_the_same_engine_and_key(tmp_path: Path) -> None:

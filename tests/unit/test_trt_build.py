@@ -48,7 +48,7 @@ def test_progress_is_passed_on_until_the_answer(tmp_path: Path) -> None:
     program = (
         "say(progress={'phase': 'Tactics', 'done': 1, 'steps': 4})\n"
         "open(order['engine'], 'w').write('engine')\n"
-        "say(answer={'stage': 'built', 'table': 'x' * 300_000})\n"
+        "say(answer={'stage': 'built', 'tables': ['x' * 300_000]})\n"
     )
     stage, seen = run(program, tmp_path)
     assert stage == "built"

@@ -200,6 +200,21 @@ def test_our_own_portable_forms_pass(tmp_path: Path, build: Any, technique: Any,
     assert preflight.prepare(file, capabilities=(8.6, 8.9, 12.0)) == file
 
 
+def test_products_that_the_file_quantizes_are_counted(tmp_path: Path) -> None:
+    model = builders.conv_net()
+    evidence = builders.FakeEvidence(model)
+    clean = FoldBatchNorm().apply(Tidy().apply(model, {}, evidence), {}, evidence)
+    products = sum(node.op_type in ("Conv", "Gemm", "MatMul") for node in clean.graph)
+    assert products
+    for step, count in (
+        (None, 0),
+        ((QuantizeStatic(), PORTABLE), products),
+        ((QuantizeWeights(), {"form": "portable"}), 0),
+    ):
+        made = clean if step is None else step[0].apply(clean, step[1], evidence)
+        assert preflight.kept(saved(made, tmp_path)).quantized_products == count
+
+
 SPEC = TensorSpec(name="x", dtype="float32", shape=("N", 3, "H"))
 
 

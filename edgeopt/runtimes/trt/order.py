@@ -66,7 +66,7 @@ class Answer:
     faults: tuple[ParseFault, ...] = ()
     log: tuple[str, ...] = ()
     """Errors that the library logged, in order."""
-    table: str = ""
-    """The layers as the library logged them; see ``coverage``."""
+    tables: tuple[str, ...] = ()
+    """The layers as the library logged them, one text for each time that it did; see ``coverage``."""
     memory: tuple[tuple[str, int], ...] = ()
     """What it logged of memory: ``weights``, ``activation``, ``scratch`` to bytes."""

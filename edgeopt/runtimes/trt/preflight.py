@@ -8,6 +8,7 @@ tensor but not the file when external data is missing; so these are looked at he
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ _INTEGER_KERNELS = frozenset(
 _NEEDS = {"INT4": 8.0, "FLOAT8E4M3FN": 8.9}
 """The least compute capability that has the type, as RTX says."""
 _FLOAT_PRODUCTS = frozenset({"Gemm", "MatMul"})
+_PRODUCTS = _FLOAT_PRODUCTS | {"Conv", "ConvTranspose"}
 _TURING = 7.5
 _SUFFIX = ".trt"
 _LARGEST_BYTES = (2 << 30) - 1
@@ -49,9 +51,23 @@ def prepare(model: Path, *, capabilities: Sequence[float] = (), profiles: Sequen
     return renamed
 
 
-def output_names(model: Path) -> list[str]:
-    """The model's outputs in order: an engine need not keep it."""
-    return [output.name for output in _read(model).graph.output]
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is known of a model only before it is an engine."""
+
+    outputs: tuple[str, ...]
+    """In order: an engine need not keep it."""
+    quantized_products: int
+    """Convolutions and matrix products that read two results of DequantizeLinear."""
+
+
+def kept(model: Path) -> Kept:
+    """What to remember of ``model``."""
+    graph = _read(model).graph
+    real = {name for node in _nodes(graph) if node.op_type == "DequantizeLinear" for name in node.output}
+    products = [node for node in _nodes(graph) if node.op_type in _PRODUCTS]
+    quantized = sum(set(node.input[:2]) <= real for node in products)
+    return Kept(tuple(output.name for output in graph.output), quantized)
 
 
 def _read(model: Path) -> onnx.ModelProto:

@@ -124,12 +124,13 @@ class TensorRt:
         finally:
             if prepared != model:
                 prepared.unlink(missing_ok=True)
-        facts = _facts(answer, order, seconds=time.monotonic() - started_s)
+        kept = preflight.kept(model)
+        facts = _facts(answer, order, kept.quantized_products, seconds=time.monotonic() - started_s)
         key = engine_key(
             model_files(model), order, flavour=self.name, version=answer.version, device=self._device(target)
         )
         session: dict[str, Scalar] = {
-            "outputs": json.dumps(preflight.output_names(model)),
+            "outputs": json.dumps(kept.outputs),
             "profiles": json.dumps(wire.encode(self._profiles)),
         }
         return self._artifact(Path(order.engine), answer.version, replace(facts, key=key), session)
@@ -205,8 +206,8 @@ def gpu_name(capability: float) -> str:
     return f"SM{round(capability * 10)}"
 
 
-def _facts(answer: Answer, order: Order, *, seconds: float) -> EngineFacts:
-    found = coverage.summary(coverage.read(answer.table))
+def _facts(answer: Answer, order: Order, quantized: int, *, seconds: float) -> EngineFacts:
+    found = coverage.of_build(answer.tables)
     memory = dict(answer.memory)
     return EngineFacts(
         key="",
@@ -220,6 +221,7 @@ def _facts(answer: Answer, order: Order, *, seconds: float) -> EngineFacts:
         int8_products=found.int8 if found else None,
         packed_products=found.packed if found else None,
         half_products=found.half if found else None,
+        quantized_products=quantized,
     )
 
 

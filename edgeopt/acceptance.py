@@ -57,6 +57,7 @@ class Offer:
     judge: Runtime | None
     """ONNX Runtime, which says what is right, where engines are served; None where what serves says it itself."""
     folder: JobFolder
+    cache: Path
 
     @property
     def for_engines(self) -> bool:
@@ -68,7 +69,7 @@ def run(
 ) -> Verdict:
     """Choose among a bundle's candidates. Raises an :class:`~edgeopt.errors.EdgeoptError` that says what becomes of the job."""
     with staged("ingest", emit):
-        offer = _take_in(order, folder, host)
+        offer = _take_in(order, folder, cache_folder, host)
         for note in _notes(offer, order):
             emit(Event(kind="note", fields={"text": note}))
     with ExitStack() as runners:
@@ -98,11 +99,13 @@ def run(
 
 
 # ---------------------------------------------------------------- what came
-def _take_in(order: JobOrder, folder: JobFolder, host: device.Host) -> Offer:
+def _take_in(order: JobOrder, folder: JobFolder, cache_folder: Path, host: device.Host) -> Offer:
     offered = bundle.read(folder.input / order.files.model)
     order = bundle.with_policy(order, offered)
     target = device.detect(order.policy.target, host=host)
     runtime = runtime_for(offered, target, host=host)
+    # engines that were judged by the original's own would be right by what both of them get wrong
+    has_judge = catalogue.find_engines(target.name) is not None and fingerprint.installed("onnxruntime") is not None
     original = bundle.model_in(folder.input, offered.original)
     files = replace(order.files, model=str(original.relative_to(folder.input)), calibration=None, teacher=None)
     if offered.teacher is not None:
@@ -121,15 +124,10 @@ def _take_in(order: JobOrder, folder: JobFolder, host: device.Host) -> Offer:
         data=Data(calibration=SampleSet({}, origin=offered.calibration), eval=given.eval),
         target=target,
         runtime=runtime,
-        judge=_judge(target),
+        judge=catalogue.find_runtime("onnxruntime") if has_judge else None,
         folder=folder,
+        cache=cache_folder,
     )
-
-
-def _judge(target: Target) -> Runtime | None:
-    """ONNX Runtime where it is installed: an engine that judged itself by its original would be right by what both get wrong."""
-    wanted = catalogue.find_engines(target.name) is not None and fingerprint.installed("onnxruntime") is not None
-    return catalogue.find_runtime("onnxruntime") if wanted else None
 
 
 def runtime_for(offered: Bundle, target: Target, *, host: device.Host = device.THIS_HOST) -> Runtime:
@@ -217,7 +215,7 @@ def _serving(offer: Offer, signature: Signature, evidence: CalibrationEvidence, 
     engines = catalogue.find_engines(offer.target.name)
     if engines is None:
         return offer.runtime
-    engines = ahead.within(engines, offer.order.limits, evidence=evidence, emit=emit)
+    engines = ahead.within(engines, offer.order.limits, offer.cache, evidence=evidence, emit=emit)
     return ahead.taking(engines, signature.inputs, [offer.data.eval])
 
 

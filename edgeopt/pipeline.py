@@ -79,7 +79,8 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
             job = _with_inputs_that_run(job, original)
             bench = _workbench(job, artifact, original, emit)
             if job.engines is not None:
-                bench = _with_engines(job.engines, job, bench, runners)
+                builder = ahead.within(job.engines, job.order.limits, cache_folder, evidence=bench.evidence, emit=emit)
+                bench = _with_engines(builder, job, bench, runners)
             elif not device.is_here(job.target) or _is_for_engines(job.target):
                 bench = elsewhere.aimed(bench)
         policy = job.order.policy
@@ -104,7 +105,6 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
 def _with_engines(builder: EngineBuilder, job: Job, bench: Workbench, runners: ExitStack) -> Workbench:
     """The bench whose candidates become engines: measured where their GPU is here, else built ahead of time."""
     sets = (job.data.calibration, job.data.eval)
-    builder = ahead.within(builder, job.order.limits, evidence=bench.evidence, emit=bench.emit)
     if job.target.compute_capability or not device.gpu_present():
         return ahead.aimed(bench, builder, sets)
     return aboard.aimed(bench, builder, sets, runners)

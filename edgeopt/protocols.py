@@ -160,8 +160,11 @@ class Runtime(Protocol):
 class EngineBuilder(Runtime, Protocol):
     """A runtime that serves what it has built for certain shapes of its inputs."""
 
-    def under(self, *, limit_s: float, tell: Callable[[float, str], None]) -> EngineBuilder:
-        """The same with at most ``limit_s`` for a build, which tells ``tell`` how far it is: a share (0..1) and a few words."""
+    def under(self, *, limit_s: float, tell: Callable[[float, str], None], cache: Path | None = None) -> EngineBuilder:
+        """The same with at most ``limit_s`` for a build, which tells ``tell`` how far it is: a share (0..1) and a few words.
+
+        What was built is kept in the folder ``cache``, and never built again.
+        """
 
     def taking(self, inputs: Sequence[TensorSpec], seen: Iterable[Mapping[str, tuple[int, ...]]]) -> Runtime:
         """The same for models whose open ``inputs`` take the shapes ``seen``; input name to shape, one mapping a sample.

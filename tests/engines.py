@@ -27,7 +27,7 @@ class Engines(OnnxRuntime):
     def refuse(self, signature: Signature, target: Target) -> str | None:
         return None
 
-    def under(self, *, limit_s: float, tell: Callable[[float, str], None]) -> Engines:
+    def under(self, *, limit_s: float, tell: Callable[[float, str], None], cache: Path | None = None) -> Engines:
         self._limit_s, self._tell = limit_s, tell
         return self
 

@@ -25,6 +25,7 @@ from edgeopt.stages.events import Emit, staged
 
 _NOT_TIMED = Latency(p50_ms=0.0, p90_ms=0.0, p99_ms=0.0)
 _SHAPES_LOOKED_AT = 256
+_ENGINES_FOLDER = "engines"
 _BUILD_SHARE = 0.5
 """Of the job's time, for one engine at most: whoever takes longer leaves nothing to compare it with."""
 
@@ -78,9 +79,12 @@ def built(model: Path, engines: Runtime, recipe: Recipe, *, target: Target, emit
     return engine
 
 
-def within(builder: EngineBuilder, limits: WorkerLimits, *, evidence: Evidence, emit: Emit) -> EngineBuilder:
-    """The builder with its share of the job's time for each engine, which tells how far it is as events."""
-    return builder.under(limit_s=_BUILD_SHARE * limits.job_timeout_s, tell=partial(_tell, evidence, emit))
+def within(
+    builder: EngineBuilder, limits: WorkerLimits, cache: Path, *, evidence: Evidence, emit: Emit
+) -> EngineBuilder:
+    """The builder with its share of the job's time for each engine, which tells how far it is as events and keeps engines in the model's ``cache``."""
+    tell, limit_s = partial(_tell, evidence, emit), _BUILD_SHARE * limits.job_timeout_s
+    return builder.under(limit_s=limit_s, tell=tell, cache=cache / _ENGINES_FOLDER)
 
 
 def _tell(evidence: Evidence, emit: Emit, share: float, words: str) -> None:

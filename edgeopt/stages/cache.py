@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt import wire
-from edgeopt.integrity import model_files, sha256_of
+from edgeopt.integrity import link_or_copy, model_files, sha256_of
 from edgeopt.records import Recipe, Trial
 
 _TRIAL_FILE = "trial.json"
@@ -52,7 +52,7 @@ class CandidateCache:
         if trial.artifact is not None:
             made = Path(trial.artifact.path)
             for file in model_files(made):
-                _link(file, temporary / file.name)
+                link_or_copy(file, temporary / file.name)
         (temporary / _TRIAL_FILE).write_text(wire.dumps(trial))
         shutil.rmtree(entry, ignore_errors=True)
         temporary.rename(entry)
@@ -60,10 +60,3 @@ class CandidateCache:
     def _entry(self, recipe: Recipe) -> Path:
         key = hashlib.sha256(f"{recipe.id}\n{self._facts}".encode()).hexdigest()[:32]
         return self._folder / key
-
-
-def _link(file: Path, name: Path) -> None:
-    try:
-        name.hardlink_to(file)
-    except OSError:
-        shutil.copyfile(file, name)

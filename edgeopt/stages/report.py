@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeopt import __version__, fingerprint, wire
+from edgeopt import __version__, device, fingerprint, wire
 from edgeopt.integrity import model_files, sha256_of
 from edgeopt.layout import ARTIFACT_FILE, ENGINE_FILE, MANIFEST_FILE, REPORT_FILE
 from edgeopt.orders import JobOrder
@@ -117,7 +117,9 @@ def _standing(winner: Trial, target: Target) -> dict[str, Any]:
 def _environment(artifact: Artifact, target: Target) -> dict[str, Any]:
     """Versions for people, and the fingerprint that is held against later days (``edgeopt.fingerprint``)."""
     taken = fingerprint.here(artifact.runtime)
-    driver = {"driver": taken.driver} if taken.driver else {}
+    driver: dict[str, Any] = {"driver": taken.driver} if taken.driver else {}
+    if driver and (uuids := device.gpu_uuids()):
+        driver["gpu_uuids"] = list(uuids)  # for people: which of several alike it was
     known = {name: value for name, value in wire.encode(taken).items() if value is not None}
     people = {"python": platform.python_version(), "cpu": taken.device or target.device}
     return {**versions(), **driver, **people, "fingerprint": known | {"runtime_version": artifact.runtime_version}}

@@ -31,6 +31,7 @@ class Copier(OnnxRuntime):
         super().__init__()
         self.seen: list[Mapping[str, tuple[int, ...]]] = []
         self.limit_s = 0.0
+        self.cache: Path | None = None
         self.refuses = ""
         self.facts = EngineFacts(key="k", gpus=(), build_s=0.1)
         self._tell: Callable[[float, str], None] = lambda _share, _words: None
@@ -38,8 +39,8 @@ class Copier(OnnxRuntime):
     def refuse(self, signature: Signature, target: Target) -> str | None:
         return None
 
-    def under(self, *, limit_s: float, tell: Callable[[float, str], None]) -> Copier:
-        self.limit_s, self._tell = limit_s, tell
+    def under(self, *, limit_s: float, tell: Callable[[float, str], None], cache: Path | None = None) -> Copier:
+        self.limit_s, self._tell, self.cache = limit_s, tell, cache
         return self
 
     def taking(self, inputs: Sequence[TensorSpec], seen: Iterable[Mapping[str, tuple[int, ...]]]) -> Copier:
@@ -100,7 +101,7 @@ def test_engines_are_judged_and_timed_where_their_gpu_is(copier: Copier, tmp_pat
     # the engine's own answers against those of ONNX Runtime, with the labels of the drop
     assert (manifest["result"]["quality"]["kind"], manifest["result"]["quality"]["drop"]) == ("accuracy", 0)
     assert (tmp_path / "out" / manifest["artifact"]["file"]).exists()
-    assert copier.limit_s == 50.0
+    assert (copier.limit_s, copier.cache) == (50.0, tmp_path / "cache" / "engines")
     assert {next(iter(each.values())) for each in copier.seen} == {(1, 1, 8, 8)}
     stages = [event.fields["stage"] for event in events if event.kind == "stage"]
     assert stages == [

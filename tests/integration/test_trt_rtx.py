@@ -163,6 +163,22 @@ def test_same_model_gives_the_same_engine_and_key(tmp_path: Path) -> None:
     assert facts(artifacts[0]).key == facts(artifacts[1]).key
 
 
+def test_real_engine_is_taken_from_the_cache_as_it_was_built(tmp_path: Path) -> None:
+    told: list[str] = []
+    file = tmp_path / "model.onnx"
+    ir.save(model_of("conv_net"), file)
+    target = dataclasses.replace(builders.TARGET, name="tensorrt-rtx", compute_capability=(8.6,))
+    runtime = runtime_for("conv_net").under(
+        limit_s=60.0, tell=lambda _share, words: told.append(words), cache=tmp_path / "engines"
+    )
+    built = runtime.compile(file, Recipe(), target)
+    Path(built.path).unlink()
+    told.clear()
+    assert runtime.compile(file, Recipe(), target) == built
+    assert told == ["engine: Taking it from the cache, 1 of 1"]
+    assert sha256_of(Path(built.path)) == built.sha256
+
+
 def refused(model: ir.Model, folder: Path, *, name: str = "conv_net", capability: float = 8.6) -> CompileFailed:
     with pytest.raises(CompileFailed) as failure:
         compiled(model, name, folder, capability)

@@ -11,8 +11,9 @@ import pytest
 from edgeopt.errors import CompileFailed
 from edgeopt.records import EngineFacts
 from edgeopt.runtimes.trt import coverage, faults, header
+from edgeopt.runtimes.trt import key as key_module
 from edgeopt.runtimes.trt.key import engine_key
-from edgeopt.runtimes.trt.order import Answer, Order, ParseFault, Range
+from edgeopt.runtimes.trt.order import OPTIONS, Answer, Order, ParseFault, Range
 
 NO_DRIVER = "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (CUDA driver version is insufficient; cudaError 35)"
 SCOPE = (
@@ -171,6 +172,16 @@ def test_key_changes_with_everything_that_shapes_the_engine_and_with_nothing_els
     data.write_bytes(b"weightz")
     others.append(key())
     assert len({first, *others}) == len(others) + 1
+
+
+def test_key_changes_with_how_engines_are_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    before = engine_key([tmp_path / "model.onnx"], ORDER, flavour="f", version="v")
+    monkeypatch.setitem(OPTIONS, "sparse_weights", False)
+    other_options = engine_key([tmp_path / "model.onnx"], ORDER, flavour="f", version="v")
+    monkeypatch.setattr(key_module, "_PLATFORM", "linux-aarch64")
+    other_platform = engine_key([tmp_path / "model.onnx"], ORDER, flavour="f", version="v")
+    assert len({before, other_options, other_platform}) == 3
 
 
 def test_key_does_not_run_neighbouring_files_together(tmp_path: Path) -> None:

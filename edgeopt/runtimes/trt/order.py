@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+OPTIONS = {"strongly_typed": True, "sparse_weights": True, "profiling_verbosity": "detailed"}
+"""How ``child`` builds every engine: part of what an engine depends on, so whoever changes that changes this."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:

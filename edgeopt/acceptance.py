@@ -216,7 +216,7 @@ def _serving(offer: Offer, signature: Signature, evidence: CalibrationEvidence, 
     if engines is None:
         return offer.runtime
     engines = ahead.within(engines, offer.order.limits, offer.cache, evidence=evidence, emit=emit)
-    return ahead.taking(engines, signature.inputs, [offer.data.eval])
+    return ahead.taking(engines, signature.inputs, [offer.data.eval], stated=offer.order.policy.inputs)
 
 
 def _reference(

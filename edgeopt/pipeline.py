@@ -104,10 +104,10 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
 
 def _with_engines(builder: EngineBuilder, job: Job, bench: Workbench, runners: ExitStack) -> Workbench:
     """The bench whose candidates become engines: measured where their GPU is here, else built ahead of time."""
-    sets = (job.data.calibration, job.data.eval)
+    sets, stated = (job.data.calibration, job.data.eval), job.order.policy.inputs
     if job.target.compute_capability or not device.gpu_present():
-        return ahead.aimed(bench, builder, sets)
-    return aboard.aimed(bench, builder, sets, runners)
+        return ahead.aimed(bench, builder, sets, stated=stated)
+    return aboard.aimed(bench, builder, sets, runners, stated=stated)
 
 
 def _bundled(job: Job, bench: Workbench, trials: list[Trial], harmless: set[str], emit: Emit) -> Verdict:

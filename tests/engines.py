@@ -11,6 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from edgeopt.layout import ENGINE_FILE
+from edgeopt.policy import InputHint
 from edgeopt.records import Artifact, Recipe, Signature, Target, TensorSpec
 from edgeopt.runtimes.ort import OnnxRuntime
 
@@ -31,7 +32,13 @@ class Engines(OnnxRuntime):
         self._limit_s, self._tell = limit_s, tell
         return self
 
-    def taking(self, inputs: Sequence[TensorSpec], seen: Iterable[Mapping[str, tuple[int, ...]]]) -> Engines:
+    def taking(
+        self,
+        inputs: Sequence[TensorSpec],
+        seen: Iterable[Mapping[str, tuple[int, ...]]],
+        *,
+        stated: Sequence[tuple[str, InputHint]] = (),
+    ) -> Engines:
         return type(self)(list(seen)).under(limit_s=self._limit_s, tell=self._tell)
 
     def compile(self, model: Path, recipe: Recipe, target: Target) -> Artifact:

@@ -19,12 +19,14 @@ from edgeopt.stages import ahead, attempt, baseline
 from edgeopt.stages.attempt import Workbench
 
 
-def aimed(bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples], runners: ExitStack) -> Workbench:
+def aimed(
+    bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples], runners: ExitStack, *, stated: ahead.Stated = ()
+) -> Workbench:
     """The bench whose candidates become engines that run here; its original is the original's own engine, open until ``runners`` closes.
 
     Raises :class:`~edgeopt.errors.UnsupportedModel` where TensorRT does not take the original, or its engine does not run.
     """
-    engines, engine = ahead.original_engine(bench, builder, sets)
+    engines, engine = ahead.original_engine(bench, builder, sets, stated)
     # not by definition as right as the original: it is another runtime on another processor
     judged = replace(bench.reference, own=False)
     try:

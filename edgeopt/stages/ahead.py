@@ -16,7 +16,7 @@ from edgeopt.errors import CompileFailed, UnsupportedModel
 from edgeopt.graph import save
 from edgeopt.layout import ARTIFACT_FILE
 from edgeopt.orders import Event
-from edgeopt.policy import WorkerLimits
+from edgeopt.policy import InputHint, WorkerLimits
 from edgeopt.protocols import EngineBuilder, Evidence, Runtime, Samples
 from edgeopt.records import Artifact, Interval, Latency, Measurement, Quality, Recipe, Target, TensorSpec, Trial
 from edgeopt.stages import quality
@@ -25,17 +25,19 @@ from edgeopt.stages.events import Emit, staged
 
 _NOT_TIMED = Latency(p50_ms=0.0, p90_ms=0.0, p99_ms=0.0)
 _SHAPES_LOOKED_AT = 256
+Stated = Sequence[tuple[str, InputHint]]
+"""What a job file says of inputs, by name."""
 _ENGINES_FOLDER = "engines"
 _BUILD_SHARE = 0.5
 """Of the job's time, for one engine at most: whoever takes longer leaves nothing to compare it with."""
 
 
-def aimed(bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples]) -> Workbench:
+def aimed(bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples], *, stated: Stated = ()) -> Workbench:
     """The bench whose candidates become engines; its baseline is the original's own engine.
 
     Raises :class:`~edgeopt.errors.UnsupportedModel` where TensorRT does not take the original.
     """
-    engines, engine = original_engine(bench, builder, sets)
+    engines, engine = original_engine(bench, builder, sets, stated)
     judged = bench.baseline.measurement
     assert judged is not None  # noqa: S101  # the original was judged before
     # the searches ask the baseline what one inference costs, and theirs run in ONNX Runtime
@@ -44,13 +46,15 @@ def aimed(bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples]) -> 
     return replace(bench, baseline=baseline, examine=partial(examine, engines=engines))
 
 
-def original_engine(bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples]) -> tuple[Runtime, Artifact]:
+def original_engine(
+    bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples], stated: Stated
+) -> tuple[Runtime, Artifact]:
     """The builder for the shapes that the samples have, and the engine of the model as dropped.
 
     Raises :class:`~edgeopt.errors.UnsupportedModel` where TensorRT does not take it.
     """
     try:
-        engines = taking(builder, bench.signature.inputs, sets)
+        engines = taking(builder, bench.signature.inputs, sets, stated=stated)
         file = bench.folder / "candidates" / Recipe().id / ARTIFACT_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         save.save(bench.model, file)
@@ -60,9 +64,11 @@ def original_engine(bench: Workbench, builder: EngineBuilder, sets: Iterable[Sam
         raise UnsupportedModel(error.message, hint=error.hint) from error
 
 
-def taking(builder: EngineBuilder, inputs: Sequence[TensorSpec], sets: Iterable[Samples]) -> Runtime:
-    """The builder for the shapes that ``sets`` have; raises :class:`~edgeopt.errors.CompileFailed`."""
-    return builder.taking(inputs, [shapes for samples in sets for shapes in _shapes(samples)])
+def taking(
+    builder: EngineBuilder, inputs: Sequence[TensorSpec], sets: Iterable[Samples], *, stated: Stated = ()
+) -> Runtime:
+    """The builder for the shapes that ``sets`` have and a job file has ``stated``; raises :class:`~edgeopt.errors.CompileFailed`."""
+    return builder.taking(inputs, [shapes for samples in sets for shapes in _shapes(samples)], stated=stated)
 
 
 def candidate_engine(artifact: Artifact, bench: Workbench, engines: Runtime) -> Artifact:

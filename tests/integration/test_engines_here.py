@@ -17,7 +17,7 @@ from edgeopt.errors import CompileFailed, UnsupportedModel
 from edgeopt.integrity import sha256_of
 from edgeopt.layout import ENGINE_FILE, JobFolder
 from edgeopt.orders import Event, JobOrder, Source, StagedFiles
-from edgeopt.policy import Policy, Search, TargetRequest, WorkerLimits
+from edgeopt.policy import InputHint, Policy, Search, Span, TargetRequest, WorkerLimits
 from edgeopt.records import Artifact, EngineFacts, Recipe, Signature, Step, Target, TensorSpec
 from edgeopt.runtimes.ort import OnnxRuntime
 
@@ -30,6 +30,7 @@ class Copier(OnnxRuntime):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Mapping[str, tuple[int, ...]]] = []
+        self.stated: tuple[tuple[str, InputHint], ...] = ()
         self.limit_s = 0.0
         self.cache: Path | None = None
         self.refuses = ""
@@ -43,8 +44,14 @@ class Copier(OnnxRuntime):
         self.limit_s, self._tell, self.cache = limit_s, tell, cache
         return self
 
-    def taking(self, inputs: Sequence[TensorSpec], seen: Iterable[Mapping[str, tuple[int, ...]]]) -> Copier:
-        self.seen = list(seen)
+    def taking(
+        self,
+        inputs: Sequence[TensorSpec],
+        seen: Iterable[Mapping[str, tuple[int, ...]]],
+        *,
+        stated: Sequence[tuple[str, InputHint]] = (),
+    ) -> Copier:
+        self.seen, self.stated = list(seen), tuple(stated)
         return self
 
     def compile(self, model: Path, recipe: Recipe, target: Target) -> Artifact:
@@ -71,7 +78,7 @@ def copier(monkeypatch: pytest.MonkeyPatch) -> Copier:
     return copier
 
 
-def work(folder: JobFolder, **target: Any) -> tuple[dict[str, Any], list[Event]]:
+def work(folder: JobFolder, *, job_file: str | None = None, **target: Any) -> tuple[dict[str, Any], list[Event]]:
     """The manifest and the events of a job on the shipped classifier, with one recipe."""
     folder.create()
     shutil.copyfile(SHIPPED / "digits.onnx", folder.input / "model.onnx")
@@ -82,7 +89,7 @@ def work(folder: JobFolder, **target: Any) -> tuple[dict[str, Any], list[Event]]
         job_id="1",
         name="digits",
         source=Source(file="digits.onnx", format="onnx", sha256=sha256_of(model), bytes=model.stat().st_size),
-        files=StagedFiles(model="model.onnx", calibration="calibration.npz", eval="eval.npz"),
+        files=StagedFiles(model="model.onnx", calibration="calibration.npz", eval="eval.npz", job_file=job_file),
         policy=Policy(target=TargetRequest(name="tensorrt", threads=1, **target), search=Search(budget_s=1.0)),
         limits=WorkerLimits(job_timeout_s=100.0),
         only_recipe=Recipe(steps=(Step.of("tidy"),)),
@@ -111,6 +118,14 @@ def test_engines_are_judged_and_timed_where_their_gpu_is(copier: Copier, tmp_pat
     told = [event.fields["text"] for event in events if event.kind == "progress"]
     assert "original: engine: Building engine, 3 of 6" in told
     assert "tidy: engine: Building engine, 3 of 6" in told
+
+
+def test_lengths_that_the_job_file_states_reach_the_builder(copier: Copier, tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path)
+    folder.create()
+    (folder.input / "job.yaml").write_text("inputs: {image: {shape: [1..4..16, 1, 8, 8]}}\n")
+    work(folder, job_file="job.yaml")
+    assert copier.stated == (("image", InputHint(shape=(Span(least=1, typical=4, most=16), 1, 8, 8))),)
 
 
 def test_quantization_that_tensorrt_undid_is_noted_with_every_engine(copier: Copier, tmp_path: Path) -> None:

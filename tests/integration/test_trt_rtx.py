@@ -19,6 +19,7 @@ from special import wide
 from edgeopt.errors import CompileFailed
 from edgeopt.integrity import sha256_of
 from edgeopt.passes import CastFp16, FoldBatchNorm, PruneChannels, PruneWeights, QuantizeStatic, QuantizeWeights, Tidy
+from edgeopt.policy import InputHint, Span
 from edgeopt.records import Artifact, EngineFacts, Recipe, TensorSpec
 from edgeopt.runtimes.trt import header
 from edgeopt.runtimes.trt.runtime import TensorRt, rtx
@@ -335,3 +336,32 @@ def test_engine_spans_the_lengths_of_the_samples(
     assert [ranges[0][part] for part in ("least", "typical", "most")] == [[1, side, 32] for side in spans]
     assert dict(artifact.session)["outputs"] == '["logits"]'
     assert Path(artifact.path).stat().st_size == artifact.bytes
+
+
+def two_inputs() -> ir.Model:
+    net = builders.Net(seed=4)
+    joined = net.op("Concat", net.op("MatMul", "past", net.weight(32, 32)), "tokens", axis=1)
+    net.op("Add", net.op("MatMul", joined, net.weight(32, 8)), "mask", output="logits")
+    inputs = {"tokens": ["batch", "length", 32], "past": ["batch", "past", 32], "mask": ["batch", "past + length", 1]}
+    return net.build(inputs, {"logits": ["batch", "past + length", 8]})
+
+
+def test_stated_lengths_become_a_real_engine_also_where_one_sample_is_all_there_is(tmp_path: Path) -> None:
+    model = two_inputs()
+    file = tmp_path / "model.onnx"
+    ir.save(model, file)
+    stated = [
+        ("tokens", InputHint(shape=(Span(least=1, most=4), Span(least=1, typical=1, most=128), 32))),
+        ("past", InputHint(shape=("batch", Span(least=1, typical=64, most=512), 32))),
+    ]
+    one = {"tokens": (1, 16, 32), "past": (1, 16, 32), "mask": (1, 32, 1)}
+    target = dataclasses.replace(builders.TARGET, name="tensorrt-rtx", compute_capability=(8.6,))
+    runtime = rtx().taking(builders.signature(model).inputs, [one], stated=stated)
+    artifact = runtime.compile(file, Recipe(), target)
+    (ranges,) = json.loads(str(dict(artifact.session)["profiles"]))
+    assert {each["input"]: (each["least"], each["typical"], each["most"]) for each in ranges} == {
+        "tokens": ([1, 1, 32], [1, 1, 32], [4, 128, 32]),
+        "past": ([1, 1, 32], [1, 64, 32], [4, 512, 32]),
+        "mask": ([1, 2, 1], [1, 65, 1], [4, 640, 1]),
+    }
+    assert header.read(Path(artifact.path)) is not None

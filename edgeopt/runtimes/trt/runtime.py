@@ -25,7 +25,7 @@ from edgeopt.runtimes.trt import flavours as known
 from edgeopt.runtimes.trt.flavours import Flavour
 from edgeopt.runtimes.trt.key import engine_key
 from edgeopt.runtimes.trt.order import Answer, Order, Progress, Range
-from edgeopt.runtimes.trt.profiles import Shapes, profile
+from edgeopt.runtimes.trt.profiles import Shapes, Stated, profile
 from edgeopt.runtimes.trt.shelf import Finished, Shelf
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ class TensorRt:
             return f"{self.name} builds for compute capabilities {_listed(CAPABILITIES)}, not {_listed(unknown)}"
         return None
 
-    def taking(self, inputs: Sequence[TensorSpec], seen: Iterable[Shapes]) -> TensorRt:
-        """The same runtime for models whose open ``inputs`` take the shapes ``seen``."""
-        ranges = profile(inputs, seen)
+    def taking(self, inputs: Sequence[TensorSpec], seen: Iterable[Shapes], *, stated: Stated = ()) -> TensorRt:
+        """The same runtime for models whose open ``inputs`` take the shapes ``seen``, and those ``stated`` by a job file."""
+        ranges = profile(inputs, seen, stated=stated)
         return TensorRt(
             self._flavour,
             profiles=[ranges] if ranges else [],

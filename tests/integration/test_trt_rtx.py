@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -178,6 +179,46 @@ def test_real_engine_is_taken_from_the_cache_as_it_was_built(tmp_path: Path) -> 
     assert runtime.compile(file, Recipe(), target) == built
     assert told == ["engine: Taking it from the cache, 1 of 1"]
     assert sha256_of(Path(built.path)) == built.sha256
+
+
+def in_codes(kind: Any, *, activations: bool = False) -> ir.Model:
+    """A matrix product by weights in codes of ``kind``, and with ``activations`` of such codes too."""
+    net = builders.Net(seed=1)
+    zero = net.const(np.zeros((), kind))
+    codes = net.const(np.random.default_rng(0).integers(0, 7, (64, 32)).astype(np.float32).astype(kind))
+    value = "image"
+    if activations:
+        scale = net.const(np.float32(0.1))
+        value = net.op("DequantizeLinear", net.op("QuantizeLinear", value, scale, zero), scale, zero)
+    net.op("MatMul", value, net.op("DequantizeLinear", codes, net.const(np.float32(0.5)), zero), output="y")
+    return net.build({"image": [4, 64]}, {"y": [4, 32]})
+
+
+def engine_of(model: ir.Model, folder: Path, capability: float) -> EngineFacts:
+    ir.save(model, folder / "model.onnx")
+    target = dataclasses.replace(builders.TARGET, name="tensorrt-rtx", compute_capability=(capability,))
+    return facts(rtx().compile(folder / "model.onnx", Recipe(), target))
+
+
+@pytest.mark.parametrize("activations", [False, True])
+def test_fp8_builds_where_the_gpu_has_it_and_is_refused_where_not(tmp_path: Path, activations: bool) -> None:
+    model = in_codes(ml_dtypes.float8_e4m3fn, activations=activations)
+    for capability in (8.9, 12.0):
+        built = engine_of(model, tmp_path, capability)
+        assert (built.products, built.packed_products, built.undone) == (1, 1, "")
+    (tmp_path / "model.engine").unlink()
+    error = refused(model, tmp_path, capability=8.6)
+    assert "is float8e4m3fn, which compute capability 8.6 does not have" in error.message
+    assert error.hint.startswith("Leave out the compute capabilities below 8.9")
+
+
+@pytest.mark.parametrize("capability", [8.6, 8.9, 12.0])
+def test_int4_builds_and_uint4_is_refused_everywhere(tmp_path: Path, capability: float) -> None:
+    assert engine_of(in_codes(ml_dtypes.int4), tmp_path, capability).weights_bytes
+    (tmp_path / "model.engine").unlink()
+    error = refused(in_codes(ml_dtypes.uint4), tmp_path, capability=capability)
+    assert "DequantizeLinear at node 'DequantizeLinear_" in error.message
+    assert "has uint4 codes; TensorRT takes int8, int4 and fp8" in error.message
 
 
 def refused(model: ir.Model, folder: Path, *, name: str = "conv_net", capability: float = 8.6) -> CompileFailed:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -89,6 +90,7 @@ def test_integer_kernels_of_onnx_runtime_are_refused(tmp_path: Path) -> None:
         (CODES, -0.5, np.int8(0), "scale that is not above zero"),
         (CODES, 0.0, np.int8(0), "scale that is not above zero"),
         (CODES.astype(np.int32), 0.5, np.int32(0), "int32 codes"),
+        (CODES.astype(ml_dtypes.uint4), 0.5, np.zeros((), ml_dtypes.uint4), "uint4 codes"),
         (CODES.view(np.uint8), 0.5, np.uint8(128), "zero point that is not zero"),
     ],
 )

@@ -58,16 +58,25 @@ class Kept:
     outputs: tuple[str, ...]
     """In order: an engine need not keep it."""
     quantized_products: int
-    """Convolutions and matrix products that read two results of DequantizeLinear."""
+    """Convolutions and matrix products whose operands both come out of int8 codes."""
 
 
 def kept(model: Path) -> Kept:
     """What to remember of ``model``."""
     graph = _read(model).graph
-    real = {name for node in _nodes(graph) if node.op_type == "DequantizeLinear" for name in node.output}
+    real = _out_of_int8(graph)
     products = [node for node in _nodes(graph) if node.op_type in _PRODUCTS]
     quantized = sum(set(node.input[:2]) <= real for node in products)
     return Kept(tuple(output.name for output in graph.output), quantized)
+
+
+def _out_of_int8(graph: onnx.GraphProto) -> set[str]:
+    """What DequantizeLinear makes of int8 codes, constant ones or those of an activation: both have a zero point of their type, or are constants."""
+    int8 = {tensor.name for tensor in _tensors(graph) if _type_name(tensor.data_type) == "INT8"}
+    pairs = [node for node in _nodes(graph) if node.op_type == "DequantizeLinear"]
+    return {
+        node.output[0] for node in pairs if node.input[0] in int8 or (len(node.input) > 2 and node.input[2] in int8)
+    }
 
 
 def _read(model: Path) -> onnx.ModelProto:
@@ -128,7 +137,7 @@ def _check_pairs(proto: onnx.ModelProto, _model: Path) -> None:
         if zero is not None and not zero.external_data and onnx.numpy_helper.to_array(zero).astype(float).any():
             raise _refused(node, "has a zero point that is not zero; TensorRT takes symmetric codes only")
         kind = constants.get(node.input[0]) or zero
-        if kind is not None and _type_name(kind.data_type) in ("INT32", "INT16", "UINT16"):
+        if kind is not None and _type_name(kind.data_type) in ("INT32", "INT16", "UINT16", "UINT4"):
             raise _refused(node, f"has {_type_name(kind.data_type).lower()} codes; TensorRT takes int8, int4 and fp8")
 
 

@@ -76,7 +76,8 @@ def run(
         with staged("baseline", emit):
             bench = _workbench(offer, runners, emit)
         facts = {"bundle": order.source.sha256, "eval": offer.data.eval.origin, "target": offer.target}
-        cache = CandidateCache(cache_folder, facts | {"goal": bench.goal, "versions": report.versions()})
+        facts |= {"goal": bench.goal, "inputs": offer.order.policy.inputs, "versions": report.versions()}
+        cache = CandidateCache(cache_folder, facts)
         trials = list(_trials(offer, bench, cache))
         with staged("select", emit):
             verdict = select.choose(

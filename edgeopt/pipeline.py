@@ -278,6 +278,7 @@ def _facts(job: Job) -> dict[str, Any]:
         "eval": job.data.eval.origin,
         "target": job.target,
         "metric": job.order.policy.goal.metric,
+        "inputs": job.order.policy.inputs,  # the shapes that an engine takes
         "seed": job.order.policy.search.seed,
         "versions": report.versions(),
     }

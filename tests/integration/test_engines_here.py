@@ -126,6 +126,10 @@ def test_lengths_that_the_job_file_states_reach_the_builder(copier: Copier, tmp_
     (folder.input / "job.yaml").write_text("inputs: {image: {shape: [1..4..16, 1, 8, 8]}}\n")
     work(folder, job_file="job.yaml")
     assert copier.stated == (("image", InputHint(shape=(Span(least=1, typical=4, most=16), 1, 8, 8))),)
+    # a candidate that was built for other shapes is not taken out of the cache
+    (folder.input / "job.yaml").write_text("inputs: {image: {shape: [1..4..64, 1, 8, 8]}}\n")
+    _, events = work(folder, job_file="job.yaml")
+    assert [event.fields["result"] for event in events if event.kind == "cache"] == ["miss"]
 
 
 def test_quantization_that_tensorrt_undid_is_noted_with_every_engine(copier: Copier, tmp_path: Path) -> None:

@@ -28,7 +28,10 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Inputs, outputs, operators, precision of each layer, size and provenance of a model or an artifact.",
     )
     parser.add_argument(
-        "path", type=Path, metavar="PATH", help="a model file, a bundle, or the folder of a published version"
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="a model file, an engine, a bundle, or the folder of a published version",
     )
     options.add_json(parser)
 
@@ -86,7 +89,10 @@ def describe_bundle(document: Mapping[str, Any]) -> list[str]:
 
 def describe(document: Mapping[str, Any]) -> list[str]:
     """The document as lines for people: facts first, then tensors, operators and layers."""
-    lines = [
+    lines = _engine(document)
+    if "format" not in document:
+        return lines  # an engine without the model that it was made of
+    lines += [
         f"format      {document['format']}, opset {document['opset']}",
         f"weights     {tables.size(document['parameter_bytes'])}{', quantized' if document.get('quantized') else ''}",
     ]
@@ -102,6 +108,22 @@ def describe(document: Mapping[str, Any]) -> list[str]:
     if manifest := document.get("manifest"):
         lines += ["", "provenance", *_provenance(manifest)]
     return lines
+
+
+def _engine(document: Mapping[str, Any]) -> list[str]:
+    """What is known of an engine without opening it; nothing where there is none."""
+    engine, manifest = document.get("engine"), document.get("manifest") or {}
+    if not engine:
+        return []
+    header = engine["header"]
+    known = (
+        f"TensorRT for RTX {header['version']} for {', '.join(header['gpus']) or 'no GPU that is known'}"
+        if header
+        else ""
+    )
+    told = [f"{known or 'its first bytes are of no layout that is known'}, {tables.size(engine['bytes'])}"]
+    told += tables.engine_lines((manifest.get("artifact") or {}).get("engine"))
+    return [f"{'' if number else 'engine':<12}{line}" for number, line in enumerate(told)]
 
 
 def _layers(layers: list[Mapping[str, Any]]) -> list[str]:

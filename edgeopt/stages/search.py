@@ -17,7 +17,7 @@ from edgeopt.records import Recipe, Step, Trial
 from edgeopt.stages import attempt, bits, contest, mixed, planner, pruning, recovery
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.cache import CandidateCache
-from edgeopt.stages.events import staged
+from edgeopt.stages.events import staged, tell_trial
 from edgeopt.stages.rehearsal import Rehearsal
 
 _ERRORS = (CandidateError, PassFailed, CompileFailed, MeasureFailed)
@@ -201,13 +201,7 @@ class Search:
 
     def _progress(self, recipe: Recipe, number: int, share: float, words: str) -> None:
         """Say how far the trial of ``recipe`` is; a pass that goes on for long calls it with its own share and words."""
-        fields = {
-            "ratio": (number - 1 + share) / self._planned,
-            "trial": number,
-            "trials": self._planned,
-            "text": f"{recipe.label}: {words}" if words else recipe.label,
-        }
-        self._bench.emit(Event(kind="progress", fields=fields))
+        tell_trial(self._bench.emit, recipe.label, (number, self._planned), share, words)
 
     def _tell(self, trial: Trial) -> None:
         self._bench.emit(Event(kind="candidate", fields={"outcome": _outcome(trial), "trial": wire.encode(trial)}))

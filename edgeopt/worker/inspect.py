@@ -2,7 +2,7 @@
 
 ``edgeopt inspect`` starts this program, since the command line opens no models: it runs in the worker's sandbox, with
 sight of the model and its folder only. PATH is an ONNX file, or the folder of a published version, whose manifest is
-then part of the answer. Exit code 0; or 1 with ``{"error": {code, message, hint}}``.
+then part of the answer. Of an engine its first bytes are read and the ``model.onnx`` beside it, where that is; it is never opened. Exit code 0; or 1 with ``{"error": {code, message, hint}}``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 
 from edgeopt import wire
 from edgeopt.errors import EdgeoptError, NotAModel, UsageError
-from edgeopt.layout import ARTIFACT_FILE, MANIFEST_FILE
+from edgeopt.layout import ARTIFACT_FILE, ENGINE_FILE, MANIFEST_FILE
 from edgeopt.policy import WorkerLimits
 from edgeopt.worker import sandbox
 
 _MANIFEST_BYTES = 16 << 20
+ENGINE_SUFFIX = Path(ENGINE_FILE).suffix
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -48,6 +49,8 @@ def inspect(path: Path) -> dict[str, Any]:
     from edgeopt.graph.load import load
     from edgeopt.stages.signature import signature_of
 
+    if path.suffix == ENGINE_SUFFIX:
+        return _inspect_engine(path)
     folder = path if path.is_dir() else None
     file = path / ARTIFACT_FILE if folder else path
     model = load(file)
@@ -66,7 +69,24 @@ def inspect(path: Path) -> dict[str, Any]:
         "external_data": describe.external_files(model),
         "manifest": _manifest(folder) if folder else None,
     }
+    if folder and (folder / ENGINE_FILE).is_file():
+        facts["engine"] = _engine(folder / ENGINE_FILE)
     return facts
+
+
+def _inspect_engine(path: Path) -> dict[str, Any]:
+    """An engine, with all that the version's folder says where it is part of one."""
+    folder = path.parent
+    if path.name == ENGINE_FILE and (folder / ARTIFACT_FILE).is_file():
+        return {**inspect(folder), "path": str(path), "file_bytes": path.stat().st_size}
+    return {"path": str(path), "file_bytes": path.stat().st_size, "engine": _engine(path), "manifest": None}
+
+
+def _engine(path: Path) -> dict[str, Any]:
+    """What the first bytes tell; ``header`` is null where they are of no layout that is known."""
+    from edgeopt.runtimes.trt import header
+
+    return {"file": path.name, "bytes": path.stat().st_size, "header": wire.encode(header.read(path))}
 
 
 def _manifest(folder: Path) -> Any:

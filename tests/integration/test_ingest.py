@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import builders
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeopt.calibrate import samples
 from edgeopt.errors import BadData, BadJobFile, UnsupportedModel
 from edgeopt.layout import JobFolder
 from edgeopt.orders import JobOrder, Source, StagedFiles
@@ -119,6 +122,25 @@ def test_job_file_that_contradicts_the_model_is_refused(folder: JobFolder) -> No
     message = refused_job_file(folder, "inputs: {x: {shape: [1, 5]}, z: {range: [0, 1]}}\n")
     assert "inputs.x.shape is [1, 5], but the model says ['n', 4]" in message
     assert "inputs.z is not an input" in message
+
+
+def test_stated_lengths_must_hold_the_models_own(folder: JobFolder) -> None:
+    message = refused_job_file(folder, "inputs: {x: {shape: [1..8, 5..9]}}\n")
+    assert "inputs.x.shape is ['1..8', '5..9'], but the model says ['n', 4]" in message
+
+
+def test_two_inputs_cannot_state_different_lengths_for_one_dimension(folder: JobFolder) -> None:
+    net = builders.Net(seed=1)
+    net.op("Add", "x", "z", output="y")
+    ir.save(net.build({"x": ["n", 4], "z": ["n", 4]}, {"y": ["n", 4]}), folder.input / "model.onnx")
+    message = refused_job_file(folder, "inputs: {x: {shape: [1..8, 4]}, z: {shape: [1..9, 4]}}\n")
+    assert "inputs.z.shape has 1..9 for n, and another input 1..8" in message
+
+
+def test_made_up_inputs_have_the_typical_length_that_is_stated(folder: JobFolder) -> None:
+    (folder.input / "job.yaml").write_text("inputs: {x: {shape: [1..5..8, 4]}}\n")
+    given = ingest.load(folder, order(job_file="job.yaml"))
+    assert samples.synthetic(given.signature, given.policy.inputs, seed=0, count=1).feeds(0)["x"].shape == (5, 4)
 
 
 def test_input_without_any_shape_takes_the_job_file_s(folder: JobFolder) -> None:

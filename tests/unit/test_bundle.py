@@ -337,7 +337,7 @@ def test_goal_and_seed_are_the_bundles_and_threads_and_budget_the_devices(tmp_pa
     here = Policy(target=TargetRequest(threads=3), search=Search(seed=1, budget_s=60.0), goal=Goal(max_drop=0.5))
     made = replace(_written(_prepared(tmp_path), tmp_path), policy=there)
     order = replace(_prepared(tmp_path).order, policy=here)
-    found = acceptance.with_policy(order, made).policy
+    found = bundle.with_policy(order, made).policy
     assert (found.goal.max_drop, found.search.seed, found.search.trials) == (0.05, 7, None)
     assert (found.target.threads, found.search.budget_s, found.teacher) == (3, 60.0, None)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from edgeopt.stages import report_chart
+from edgeopt.stages import frailty, report_chart
 from edgeopt.stages import report_words as words
 
 if TYPE_CHECKING:
@@ -53,6 +53,16 @@ class Candidate:
     state: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frail:
+    """A row of the table of what each family of channels can give up; ``damages`` are texts for a tenth, three tenths and half of its units."""
+
+    name: str
+    units: int
+    cost: str
+    damages: tuple[str, ...]
+
+
 def render(manifest: Json) -> str:
     """The page for ``manifest``. What the manifest leaves out is shown as not measured, never guessed."""
     rows = candidates(manifest)
@@ -65,6 +75,7 @@ def render(manifest: Json) -> str:
         changes=changes(manifest),
         candidates=rows,
         chart=report_chart.chart(manifest, [row.state for row in rows]),
+        frail=frail(manifest),
         recipe=[words.step_label(step) for step in manifest.get("recipe", ())],
         recipe_json=json.dumps(manifest.get("recipe", []), ensure_ascii=True),
         facts=facts(manifest),
@@ -177,6 +188,25 @@ def candidates(manifest: Json) -> list[Candidate]:
         taken = taken or won
         rows.append(_candidate(number, candidate, won=won))
     return rows
+
+
+def frail(manifest: Json) -> list[Frail]:
+    """What the search for pruning measured of each family; empty where there was none."""
+    found = words.dig(manifest, "pruning", "families") or ()
+    return [
+        Frail(
+            name=str(row["name"]),
+            units=int(row["units"]),
+            cost=words.percent(row["cost_ratio"]),
+            damages=tuple(_damage(row["damage"], ratio) for ratio in frailty.RATIOS),
+        )
+        for row in found
+    ]
+
+
+def _damage(entries: Sequence[Json], ratio: float) -> str:
+    entry = next((entry for entry in entries if entry["ratio"] == ratio), None)
+    return words.NOT_MEASURED if entry is None else f"{words.percent(entry['damage'])} ({entry['removed']} gone)"
 
 
 def facts(manifest: Json) -> list[tuple[str, list[tuple[str, str]]]]:

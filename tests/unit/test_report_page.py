@@ -259,3 +259,13 @@ def test_the_page_says_which_edgeopt_made_it_and_when_as_far_as_known() -> None:
     assert "0.1.0" in page
     assert "2026-11-24T03:10:22Z" in page
     assert ("Made by", [("edgeopt", "0.1.0")]) in report_page.facts(manifest(created=""))
+
+
+def test_the_page_shows_what_each_family_of_channels_can_give_up() -> None:
+    damage = [{"ratio": 0.1, "removed": 8, "damage": 0.0123}, {"ratio": 0.3, "removed": 24, "damage": 0.21}]
+    family = {"name": HOSTILE[0], "units": 80, "cost_ratio": 0.25, "damage": damage}
+    page = Elements(report_page.render(manifest() | {"pruning": {"families": [family]}}))
+    assert "script" not in page.tags
+    for text in (HOSTILE[0], "80", "25.0 %", "1.2 % (8 gone)", "21.0 % (24 gone)"):
+        assert text in page.text
+    assert "What each family" not in Elements(report_page.render(manifest())).text

@@ -103,7 +103,10 @@ def run(
                 confirm=partial(attempt.confirm, bench=bench),
             )
     with staged("report", emit):
-        report.write(report.Findings(order=job.order, target=job.target, data=job.data, verdict=verdict), folder.out)
+        findings = report.Findings(
+            order=job.order, target=job.target, data=job.data, verdict=verdict, frailty=search.frailty
+        )
+        report.write(findings, folder.out)
     return verdict
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,11 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="PATH",
         help="a model file, an engine, a bundle, or the folder of a published version",
     )
+    parser.add_argument(
+        "--channels",
+        action="store_true",
+        help="also what pruning could take from the model, and why it leaves the rest",
+    )
     options.add_json(parser)
 
 
@@ -42,13 +49,22 @@ def run(arguments: argparse.Namespace) -> int:
     if not path.exists():
         raise UsageError(f"there is no file or folder {str(path)!r}", hint="Name an existing model.")
     if path.suffix == BUNDLE_SUFFIX and path.is_file():
+        if arguments.channels:
+            raise UsageError("nothing in a bundle is opened", hint="Name the model that it was made of.")
         return _run_bundle(path, as_json=arguments.json)
-    document = ask("edgeopt.worker.inspect", [str(path.absolute())])
+    document = _asked(path.absolute(), with_channels=arguments.channels)
     if arguments.json:
         options.print_json(document)
     else:
         print("\n".join(describe(document)))
     return 0
+
+
+def _asked(path: Path, *, with_channels: bool) -> dict[str, Any]:
+    if not with_channels:
+        return ask("edgeopt.worker.inspect", [str(path)])
+    with tempfile.TemporaryDirectory(prefix="edgeopt-inspect-") as work:
+        return ask("edgeopt.worker.inspect", [str(path), work])
 
 
 def _run_bundle(path: Path, *, as_json: bool) -> int:
@@ -105,6 +121,8 @@ def describe(document: Mapping[str, Any]) -> list[str]:
     lines += ["", "operators", *_indented(tables.plain(("type", "count"), [(name, str(n)) for name, n in operators]))]
     if layers := document.get("layers"):
         lines += ["", "layers", *_layers(layers)]
+    if channels := document.get("channels"):
+        lines += ["", *_channels(channels)]
     if manifest := document.get("manifest"):
         lines += ["", "provenance", *_provenance(manifest)]
     return lines
@@ -133,6 +151,31 @@ def _layers(layers: list[Mapping[str, Any]]) -> list[str]:
     if len(layers) > _MOST_ROWS:
         lines.append(f"  and {len(layers) - _MOST_ROWS} more; --json prints all of them")
     return lines
+
+
+def _channels(found: Mapping[str, Any]) -> list[str]:
+    """Families that may lose units, and what stays with its reason; every row, since that is what was asked for."""
+    if refused := found.get("refused"):
+        return ["channels", f"  none can go: {printable(str(refused))}"]
+    families = [
+        (each["name"], each["kind"], str(each["units"]), _operators(each["made_by"]), _operators(each["read_by"]))
+        for each in found["families"]
+    ]
+    lines = [
+        "channels that may go",
+        *_indented(tables.plain(("family", "kind", "units", "made by", "read by"), families)),
+    ]
+    if found.get("lengths") == "declared":
+        lines.append(
+            "  the model does not run on made-up inputs, so only declared shapes were gone by; a job with samples sees more"
+        )
+    stay = [(each["name"], each["reason"]) for each in found["frozen"]]
+    return [*lines, "", "channels that stay", *_indented(tables.plain(("layer", "because"), stay))]
+
+
+def _operators(places: list[Mapping[str, Any]]) -> str:
+    counts = Counter(str(place["operator"]) for place in places)
+    return ", ".join(name if number == 1 else f"{number} {name}" for name, number in sorted(counts.items()))
 
 
 def _provenance(manifest: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Findings:
     verdict: Verdict
     prepared: Mapping[str, Any] = field(default_factory=dict)
     """Where the candidates come from, if not from here; see ``acceptance``."""
+    frailty: Sequence[Mapping[str, Any]] = ()
+    """What each family of channels can give up, where pruning was searched for; see ``frailty``."""
 
 
 def write(findings: Findings, out: Path) -> None:
@@ -85,6 +87,7 @@ def manifest(findings: Findings) -> dict[str, Any]:
         "result": _result(winner.measurement),
         "baseline": _baseline(baseline.measurement, beside=winner.measurement),
         "candidates": [_candidate(trial) for trial in verdict.trials],
+        **({"pruning": {"families": [dict(row) for row in findings.frailty]}} if findings.frailty else {}),
         "data": {
             "calibration": wire.encode(findings.data.calibration.origin),
             "eval": wire.encode(findings.data.eval.origin),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeopt import wire
 from edgeopt.records import EngineFacts
-from edgeopt.stages import report_chart
+from edgeopt.stages import frailty, report_chart
 from edgeopt.stages import report_words as words
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def render(manifest: Json) -> str:
         changes=changes(manifest),
         candidates=rows,
         chart=report_chart.chart(manifest, [row.state for row in rows]),
+        frail=frailty.table(manifest),
         recipe=[words.step_label(step) for step in manifest.get("recipe", ())],
         recipe_json=json.dumps(manifest.get("recipe", []), ensure_ascii=True),
         facts=facts(manifest),

@@ -366,6 +366,12 @@ def test_inspect_tells_what_a_bundle_says_without_opening_a_model(
     assert json.loads(capsys.readouterr().out)["candidates"][0]["recipe"]["steps"][0]["technique"] == "a"
 
 
+def test_channels_of_a_bundle_cannot_be_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.edgeopt").write_bytes(b"")
+    assert main.main(["inspect", "--channels", str(tmp_path / "net.edgeopt")]) != 0
+    assert "nothing in a bundle is opened" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("document", [b"{}", b"[]", b"[" * 100_000, b'{"source": 1, "target": []}'])
 def test_inspect_refuses_a_document_that_says_nothing(
     tmp_path: Path, document: bytes, capsys: pytest.CaptureFixture[str]

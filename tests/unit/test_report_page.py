@@ -285,3 +285,13 @@ def test_facts_of_an_engine_from_another_release_are_shown_plainly() -> None:
     shown = with_engine(sparse_products=3)
     assert "Layers that multiply" not in shown
     assert "engine.sparse_products" in shown
+
+
+def test_the_page_shows_what_each_family_of_channels_can_give_up() -> None:
+    damage = [{"ratio": 0.1, "removed": 8, "damage": 0.0123}, {"ratio": 0.3, "removed": 24, "damage": 0.21}]
+    family = {"name": HOSTILE[0], "units": 80, "cost_ratio": 0.25, "damage": damage}
+    page = Elements(report_page.render(manifest() | {"pruning": {"families": [family]}}))
+    assert "script" not in page.tags
+    for text in (HOSTILE[0], "80", "25.0 %", "1.2 % (8 gone)", "21.0 % (24 gone)"):
+        assert text in page.text
+    assert "What each family" not in Elements(report_page.render(manifest())).text

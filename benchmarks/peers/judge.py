@@ -30,14 +30,14 @@ from edgeopt.layout import MANIFEST_FILE
 from edgeopt.policy import Goal, TargetRequest
 from edgeopt.records import Artifact, Quality, Recipe
 from edgeopt.runtimes.ort import OnnxRuntime
-from edgeopt.stages import baseline, judges, quality, reference
+from edgeopt.stages import baseline, bounds, forms, judges, metrics, quality, reference
 from edgeopt.stages.reference import Reference
 from edgeopt.stages.runners import Runner
 from edgeopt.stages.signature import signature_of
 
 from .field import OWN, Entry
 from .prepare import Prepared
-from .produce import ROOT, Record
+from .produce import Record
 from .rows import CONTROL, SEED, Row, bytes_of, files_of
 
 if TYPE_CHECKING:
@@ -131,8 +131,8 @@ def _kept_or_new(entry: Entry, record: Record, bench: Bench, file: Path, code: s
 
 def _code() -> str:
     """Hash of what judges."""
-    sources = sorted((ROOT / "edgeopt" / "stages").glob("*.py"))
-    return hashlib.sha256("".join(sha256_of(file) for file in (*sources, Path(__file__))).encode()).hexdigest()
+    sources = (__file__, *(module.__file__ for module in (bounds, forms, judges, metrics, quality, reference)))
+    return hashlib.sha256("".join(sha256_of(Path(file)) for file in sources).encode()).hexdigest()
 
 
 def _judgement(key: str, artifact: Artifact, right: Reference) -> Judgement:

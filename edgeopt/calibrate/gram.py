@@ -94,11 +94,10 @@ def patches(data: NDArray[np.float32], layer: Layer) -> NDArray[np.float32]:
         return thinned(data.reshape(-1, data.shape[-1]))
     kernel = _sides(layer)[2:]
     rank = len(kernel)
-    pads = _integers(layer.node, "pads", [0] * (2 * rank))
     strides = _integers(layer.node, "strides", [1] * rank)
     dilations = _integers(layer.node, "dilations", [1] * rank)
-    padded = np.pad(data, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
     reach = [1 + (size - 1) * step for size, step in zip(kernel, dilations, strict=True)]
+    padded = np.pad(data, [(0, 0), (0, 0), *_pads(layer.node, data.shape[2:], strides, reach)])
     axes = tuple(range(2, 2 + rank))
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
     taken = (slice(None), slice(None), *(slice(None, None, step) for step in strides))
@@ -109,6 +108,21 @@ def patches(data: NDArray[np.float32], layer: Layer) -> NDArray[np.float32]:
     chosen = thinned(places)
     vectors: NDArray[np.float32] = windows[tuple(chosen.T)].reshape(len(chosen), -1)
     return vectors
+
+
+def _pads(node: ir.Node, sides: Sequence[int], strides: Sequence[int], reach: Sequence[int]) -> list[tuple[int, int]]:
+    """(begin, end) of each side of a convolution's input; ``auto_pad`` follows the sides of the sample at hand."""
+    attribute = node.attributes.get("auto_pad")
+    mode = attribute.as_string() if attribute is not None else "NOTSET"
+    if not mode.startswith("SAME"):
+        flat = [0] * (2 * len(sides)) if mode == "VALID" else _integers(node, "pads", [0] * (2 * len(sides)))
+        return list(zip(flat[: len(sides)], flat[len(sides) :], strict=True))
+    pads = []
+    for side, stride, span in zip(sides, strides, reach, strict=True):
+        missing = max(0, (-(-side // stride) - 1) * stride + span - side)
+        small, large = missing // 2, missing - missing // 2
+        pads.append((small, large) if mode == "SAME_UPPER" else (large, small))
+    return pads
 
 
 def _observe(model: ir.Model, layers: Sequence[Layer], evidence: Evidence) -> dict[str, Moments]:
@@ -143,7 +157,8 @@ def _kind(layer: Layer) -> tuple[str, str]:
         return str(layer.data.name), "matrix"
     kernel = _sides(layer)[2:]
     how = [_integers(layer.node, name, []) for name in ("pads", "strides", "dilations")]
-    return str(layer.data.name), f"{kernel}{how}"
+    automatic = layer.node.attributes.get("auto_pad")
+    return str(layer.data.name), f"{kernel}{how}{automatic.as_string() if automatic is not None else ''}"
 
 
 def rounds(items: Sequence[Item], cost: Callable[[Item], int]) -> Iterator[list[Item]]:

@@ -1,11 +1,12 @@
 """edgeopt's picks against the field's tools: one table a model, all artifacts measured in one interleaved run.
 
-    python benchmarks/peers.py CORPUS [--only MODEL ...] [--peer NAME ...] [--work DIR] [--produce-only | --measure-only]
+    python benchmarks/peers.py CORPUS [--only MODEL ...] [--peer NAME ...] [--work DIR] [--produce-only | --judge-only | --measure-only]
 
 Every tool gets a virtual environment of its own under --work, the same at most 128 calibration samples, and a limit of
-CPU seconds. What was made is not made again. Measuring is a phase of its own, for a machine with nothing else to do:
-run with --produce-only first, then with --measure-only. Tables go to stdout and, with everything behind them, as
-results/MODEL.json and results.md into --work. Failures are rows with their reason.
+CPU seconds. What was made or judged is not made or judged again. Measuring is a phase of its own, for a machine with
+nothing else to do: run with --produce-only and --judge-only first, then with --measure-only, which goes pass by pass over
+all models, can be broken off and goes on with the passes that lack. Tables go to stdout and, after every pass, with
+everything behind them as results/MODEL.json and results.md into --work. Failures are rows with their reason.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
-from peers import field, produce
+from peers import field, judge, measure, produce, table
 from peers.prepare import Prepared, prepare
+from peers.rows import Row
 
 
 def main() -> int:
@@ -24,10 +28,10 @@ def main() -> int:
     work = options.work.resolve()
     names = options.only or sorted(item.parent.name for item in options.corpus.glob("*/model.onnx"))
     models = [prepare((options.corpus / name).resolve(), work / "models" / name) for name in names]
-    if not options.measure_only:
+    if not (options.judge_only or options.measure_only):
         _produce_all(models, work, options)
     if not options.produce_only:
-        _measure_all(models, work, options)
+        _judge_and_measure(models, work, options)
     return 0
 
 
@@ -41,8 +45,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--retry", action="store_true", help="try once more what failed")
     parser.add_argument("--threads", type=int, default=2, help="threads that artifacts are measured with")
     parser.add_argument("--passes", type=int, default=5, help="fresh processes that each artifact is timed in")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no pass over a model after these")
     phase = parser.add_mutually_exclusive_group()
     phase.add_argument("--produce-only", action="store_true")
+    phase.add_argument("--judge-only", action="store_true")
     phase.add_argument("--measure-only", action="store_true")
     return parser.parse_args()
 
@@ -57,19 +63,49 @@ def _produce_all(models: list[Prepared], work: Path, options: argparse.Namespace
                 print(f"{model.name} {entry.key}: {told}", file=sys.stderr, flush=True)
 
 
-def _measure_all(models: list[Prepared], work: Path, options: argparse.Namespace) -> None:
-    from peers import measure, table
+def _judge_and_measure(models: list[Prepared], work: Path, options: argparse.Namespace) -> None:
+    benches: dict[str, judge.Bench] = {}
+    rows: dict[str, list[Row]] = {}
+    with ExitStack() as stack:
+        for model in models:
+            bench = stack.enter_context(judge.opened(model, options.threads))
+            found = [(entry, *produce.find(entry, model, work)) for entry in field.chosen(model.facts, options.peer)]
+            judged = judge.rows(found, bench, work / "judged" / model.name)
+            benches[model.name] = bench
+            rows[model.name] = measure.resumed(judged, _timings(work, model.name), options.threads)
+        if not options.judge_only:
+            _measure_all(benches, rows, work, options)
+    for text in _show(rows, work):
+        print(text, end="\n\n", flush=True)
 
-    tables = []
-    for model in models:
-        found = [(entry, *produce.find(entry, model, work)) for entry in field.chosen(model.facts, options.peer)]
-        rows = measure.rows(model, found, threads=options.threads, passes=options.passes)
-        results = work / "results" / f"{model.name}.json"
-        results.parent.mkdir(exist_ok=True)
-        results.write_text(json.dumps([table.as_json(row) for row in rows], indent=1))
-        tables.append(f"### {model.name}\n\n{table.markdown(rows)}")
-        print(tables[-1], end="\n\n", flush=True)
+
+def _measure_all(
+    benches: dict[str, judge.Bench], rows: dict[str, list[Row]], work: Path, options: argparse.Namespace
+) -> None:
+    """Pass by pass over all models, so that what is broken off leaves all with as many."""
+    until_s = time.monotonic() + 60.0 * options.minutes
+    for turn in range(options.passes):
+        for name, bench in benches.items():
+            if time.monotonic() > until_s:
+                return
+            rows[name] = measure.one_pass(rows[name], bench, turn, options.passes)
+            measure.keep(rows[name], _timings(work, name), options.threads)
+        _show(rows, work)
+
+
+def _timings(work: Path, name: str) -> Path:
+    return work / "timings" / f"{name}.json"
+
+
+def _show(rows: dict[str, list[Row]], work: Path) -> list[str]:
+    """Write the tables as they stand and everything behind them; the tables by model."""
+    results = work / "results"
+    results.mkdir(exist_ok=True)
+    for name, lines in rows.items():
+        (results / f"{name}.json").write_text(json.dumps([table.as_json(row) for row in lines], indent=1))
+    tables = [f"### {name}\n\n{table.markdown(lines)}" for name, lines in rows.items()]
     (work / "results.md").write_text("\n\n".join(tables) + "\n")
+    return tables
 
 
 if __name__ == "__main__":

@@ -10,33 +10,36 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from edgeopt import catalogue, device, wire
+from edgeopt import catalogue, device, fingerprint, wire
 from edgeopt.calibrate.samples import SampleSet
-from edgeopt.errors import BadBundle, CandidateError, CompileFailed, UnsupportedTarget
+from edgeopt.errors import BadBundle, CandidateError, CompileFailed, MeasureFailed, UnsupportedTarget
 from edgeopt.graph import check, endings
 from edgeopt.graph.limits import GraphLimits
 from edgeopt.graph.load import load_checked
 from edgeopt.integrity import model_files
 from edgeopt.layout import SAMPLES_FOLDER, JobFolder
-from edgeopt.orders import Event, JobOrder, StagedFiles
+from edgeopt.orders import Event, JobOrder
 from edgeopt.protocols import Runtime
-from edgeopt.records import Artifact, Recipe, Target, Trial, Verdict
-from edgeopt.stages import attempt, baseline, bundle, ingest, reference, report, select, teachers
+from edgeopt.records import Artifact, Recipe, Signature, Target, Trial, Verdict
+from edgeopt.stages import ahead, attempt, baseline, bundle, ingest, reference, report, select, teachers
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.bundle import Bundle, Candidate
 from edgeopt.stages.cache import CandidateCache, conditions
 from edgeopt.stages.data import Data
-from edgeopt.stages.events import Emit, staged
+from edgeopt.stages.events import Emit, staged, tell_trial
 from edgeopt.stages.evidence import CalibrationEvidence
 from edgeopt.stages.ingest import Ingested
 from edgeopt.stages.reference import Reference
 from edgeopt.stages.runners import Runner
+from edgeopt.stages.signature import signature_of
+
+_HINT = "Follow `edgeopt doctor` on this device."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +54,14 @@ class Offer:
     target: Target
     runtime: Runtime
     """What serves on this device: ONNX Runtime, or what builds engines here."""
+    judge: Runtime | None
+    """ONNX Runtime, which says what is right, where engines are served; None where what serves says it itself."""
     folder: JobFolder
+    cache: Path
+
+    @property
+    def for_engines(self) -> bool:
+        return catalogue.find_engines(self.target.name) is not None
 
 
 def run(
@@ -59,14 +69,14 @@ def run(
 ) -> Verdict:
     """Choose among a bundle's candidates. Raises an :class:`~edgeopt.errors.EdgeoptError` that says what becomes of the job."""
     with staged("ingest", emit):
-        offer = _take_in(order, folder, host)
+        offer = _take_in(order, folder, cache_folder, host)
         for note in _notes(offer, order):
             emit(Event(kind="note", fields={"text": note}))
     with ExitStack() as runners:
         with staged("baseline", emit):
             bench = _workbench(offer, runners, emit)
         facts = {"bundle": order.source.sha256, "eval": offer.data.eval.origin, "target": offer.target}
-        facts |= {"goal": bench.goal, **conditions(offer.target, host=host)}
+        facts |= {"goal": bench.goal, "inputs": offer.order.policy.inputs, **conditions(offer.target, host=host)}
         trials = list(_trials(offer, bench, CandidateCache(cache_folder, facts)))
         with staged("select", emit):
             verdict = select.choose(
@@ -82,22 +92,22 @@ def run(
             target=offer.target,
             data=offer.data,
             verdict=verdict,
-            prepared=_provenance(offer.bundle),
+            prepared=bundle.provenance(offer.bundle),
         )
         report.write(findings, folder.out)
     return verdict
 
 
 # ---------------------------------------------------------------- what came
-def _take_in(order: JobOrder, folder: JobFolder, host: device.Host) -> Offer:
+def _take_in(order: JobOrder, folder: JobFolder, cache_folder: Path, host: device.Host) -> Offer:
     offered = bundle.read(folder.input / order.files.model)
-    order = with_policy(order, offered)
+    order = bundle.with_policy(order, offered)
     target = device.detect(order.policy.target, host=host)
     runtime = runtime_for(offered, target, host=host)
+    # engines that were judged by the original's own would be right by what both of them get wrong
+    has_judge = catalogue.find_engines(target.name) is not None and fingerprint.installed("onnxruntime") is not None
     original = bundle.model_in(folder.input, offered.original)
-    files = StagedFiles(
-        model=str(original.relative_to(folder.input)), job_file=order.files.job_file, eval=order.files.eval
-    )
+    files = replace(order.files, model=str(original.relative_to(folder.input)), calibration=None, teacher=None)
     if offered.teacher is not None:
         teacher = bundle.model_in(folder.input, offered.teacher)
         files = replace(files, teacher=str(teacher.relative_to(folder.input)))
@@ -114,16 +124,10 @@ def _take_in(order: JobOrder, folder: JobFolder, host: device.Host) -> Offer:
         data=Data(calibration=SampleSet({}, origin=offered.calibration), eval=given.eval),
         target=target,
         runtime=runtime,
+        judge=catalogue.find_runtime("onnxruntime") if has_judge else None,
         folder=folder,
+        cache=cache_folder,
     )
-
-
-def with_policy(order: JobOrder, offered: Bundle) -> JobOrder:
-    """The bundle's policy; how many threads and how long, this device's configuration says."""
-    here, there = order.policy, offered.policy
-    target = replace(there.target, threads=here.target.threads, compute_capability=())
-    search = replace(there.search, budget_s=here.search.budget_s, trials=None)
-    return replace(order, policy=replace(there, target=target, search=search, teacher=None))
 
 
 def runtime_for(offered: Bundle, target: Target, *, host: device.Host = device.THIS_HOST) -> Runtime:
@@ -156,49 +160,30 @@ def _notes(offer: Offer, order: JobOrder) -> Iterator[str]:
         yield f"{offer.data.eval.origin.samples} of the {made.eval.samples} samples that judged there came along"
     if order.files.calibration is not None:
         yield "the calibration samples beside the bundle are not used: nothing is quantized here"
+    if offer.for_engines and offer.judge is None:
+        yield "onnxruntime is not installed here: what is right is what the original's own engine answers"
     yield from offer.given.notes
-
-
-def _provenance(made: Bundle) -> dict[str, object]:
-    """Where the version was prepared, out of which model, and how right its candidates were there."""
-    keys = ("name", "device", "arch", "features", "threads")
-    return {
-        "source": wire.encode(made.source),
-        "edgeopt": made.edgeopt,
-        "on": made.machine,
-        "for": {key: value for key, value in wire.encode(made.target).items() if key in keys},
-        "environment": dict(made.environment),
-        "eval": wire.encode(made.eval),
-        "found": [
-            f"{each.recipe.label}: {each.quality.metric} drops by {each.quality.drop:.4g}, at most {each.quality.ci95[1]:.4g}"
-            f" (95 %) on {each.quality.samples} samples"
-            for each in made.candidates
-        ],
-    }
 
 
 # ---------------------------------------------------------------- the original
 def _workbench(offer: Offer, runners: ExitStack, emit: Emit) -> Workbench:
-    """Run the original over the samples and time it; everything is held against that."""
+    """Time the original as this device serves it, and let it answer the samples in ONNX Runtime; everything is held against that."""
     policy, signature = offer.order.policy, offer.given.signature
     ends = endings.final_operators(offer.given.model)
-    runtime = _for_shapes(offer)
-    artifact = _compiled(offer, runtime, offer.bundle.original, Recipe())
-    original = runners.enter_context(Runner(artifact))
-    judged = _reference(offer, original, ends)
-    own = baseline.held(original, artifact, judged, policy)
+    evidence = _evidence(offer)
+    runtime = _serving(offer, signature, evidence, emit)
+    artifact = _compiled(offer, runtime, offer.bundle.original, Recipe(), emit=emit)
+    try:
+        original = runners.enter_context(Runner(artifact))
+        judged = _reference(offer, original, ends, partial(_serving, evidence=evidence, emit=emit))
+        own = baseline.held(original, artifact, judged, policy)
+    except (CompileFailed, MeasureFailed) as error:
+        raise BadBundle(f"the original does not run here: {error.message}", hint=error.hint or _HINT) from error
     return Workbench(
         model=offer.given.model,
         signature=signature,
         ends=ends,
-        evidence=CalibrationEvidence(
-            calibration=offer.data.calibration,
-            signature=signature,
-            target=offer.target,
-            observer=partial(runtime.observe, threads=offer.target.threads),
-            folder=offer.folder.work,
-            seed=policy.search.seed,
-        ),
+        evidence=evidence,
         passes={},
         runtime=runtime,
         target=offer.target,
@@ -214,26 +199,43 @@ def _workbench(offer: Offer, runners: ExitStack, emit: Emit) -> Workbench:
     )
 
 
-def _for_shapes(offer: Offer) -> Runtime:
-    """The runtime; one that builds engines, for the shapes of the samples."""
+def _evidence(offer: Offer) -> CalibrationEvidence:
+    return CalibrationEvidence(
+        calibration=offer.data.calibration,
+        signature=offer.given.signature,
+        target=offer.target,
+        observer=partial(offer.runtime.observe, threads=offer.target.threads),
+        folder=offer.folder.work,
+        seed=offer.order.policy.search.seed,
+    )
+
+
+def _serving(offer: Offer, signature: Signature, evidence: CalibrationEvidence, emit: Emit) -> Runtime:
+    """The runtime for such a model; one that builds engines, for the samples' shapes, within the job's time, telling how far it is."""
     engines = catalogue.find_engines(offer.target.name)
     if engines is None:
         return offer.runtime
-    samples = offer.data.eval
-    shapes = (
-        {name: tuple(array.shape) for name, array in samples.feeds(index).items()} for index in range(len(samples))
-    )
-    return engines.taking(offer.given.signature.inputs, shapes)
+    engines = ahead.within(engines, offer.order.limits, offer.cache, evidence=evidence, emit=emit)
+    return ahead.taking(engines, signature.inputs, [offer.data.eval], stated=offer.order.policy.inputs)
 
 
-def _reference(offer: Offer, original: Runner, ends: dict[str, tuple[str, ...]]) -> Reference:
-    signature, work = offer.given.signature, offer.folder.work
-    if offer.bundle.teacher is None:
-        return reference.make(original, offer.data.eval, signature, ends, work)
-    teacher = bundle.model_in(offer.folder.input, offer.bundle.teacher)
-    return teachers.answers(
-        teacher, offer.data.eval, runtime=offer.runtime, target=offer.target, made_for=(signature, ends, work)
-    )
+def _reference(
+    offer: Offer, original: Runner, ends: dict[str, tuple[str, ...]], serving: Callable[[Offer, Signature], Runtime]
+) -> Reference:
+    """What is right: the answers of the original, or of its teacher, in ONNX Runtime; where that is not here, those of their engines."""
+    made_for = (offer.given.signature, ends, offer.folder.work)
+    samples, judge = offer.data.eval, offer.judge
+    if offer.given.teacher is not None:
+        teacher = offer.folder.input / str(offer.order.files.teacher)
+        if judge is None and offer.for_engines:
+            teacher = _copied(teacher, offer.folder.work / "teacher")
+        judge = judge or serving(offer, signature_of(offer.given.teacher))
+        return teachers.answers(teacher, samples, runtime=judge, target=offer.target, made_for=made_for)
+    if judge is None:
+        return reference.make(original, samples, *made_for)
+    answering = judge.compile(offer.folder.input / offer.order.files.model, Recipe(), offer.target)
+    with Runner(answering) as runner:
+        return replace(reference.make(runner, samples, *made_for), own=False)
 
 
 # ---------------------------------------------------------------- the candidates
@@ -242,8 +244,8 @@ def _trials(offer: Offer, bench: Workbench, cache: CandidateCache) -> Iterator[T
     budget_s, started_s = offer.order.policy.search.budget_s, time.monotonic()
     count = len(offer.bundle.candidates)
     for number, candidate in enumerate(offer.bundle.candidates, start=1):
-        fields = {"ratio": (number - 1) / count, "trial": number, "trials": count, "text": candidate.recipe.label}
-        bench.emit(Event(kind="progress", fields=fields))
+        bench.evidence.progress = partial(tell_trial, bench.emit, candidate.recipe.label, (number, count))
+        bench.evidence.progress(0.0, "")
         trial = cache.find(candidate.recipe)
         bench.emit(Event(kind="cache", fields={"result": "hit" if trial else "miss"}))
         if trial is None and number > 1 and time.monotonic() - started_s > budget_s:
@@ -267,29 +269,30 @@ def _trial(offer: Offer, candidate: Candidate, bench: Workbench) -> Trial:
         check.verify(model, like=offer.given.model)
         del model
         with staged("compile", bench.emit):
-            artifact = _compiled(offer, bench.runtime, candidate.address, candidate.recipe)
+            artifact = _compiled(offer, bench.runtime, candidate.address, candidate.recipe, emit=bench.emit)
         with staged("measure", bench.emit):
             artifact, measurement = bench.examine(artifact, bench)
     except CandidateError as error:
-        refused = error.refusal
-        return Trial(recipe=candidate.recipe, refused=refused, seconds=time.monotonic() - started_s)
-    return Trial(
-        recipe=candidate.recipe, artifact=artifact, measurement=measurement, seconds=time.monotonic() - started_s
-    )
+        return Trial(recipe=candidate.recipe, refused=error.refusal, seconds=time.monotonic() - started_s)
+    seconds = time.monotonic() - started_s
+    return Trial(recipe=candidate.recipe, artifact=artifact, measurement=measurement, seconds=seconds)
 
 
-def _compiled(offer: Offer, runtime: Runtime, address: str, recipe: Recipe) -> Artifact:
+def _compiled(offer: Offer, runtime: Runtime, address: str, recipe: Recipe, *, emit: Emit) -> Artifact:
     path = bundle.model_in(offer.folder.input, address)
-    if catalogue.find_engines(offer.target.name) is not None:
-        # an engine is written beside its model, and the input is not ours to write to
-        folder = offer.folder.work / "candidates" / recipe.id
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in model_files(path):
-            shutil.copyfile(file, folder / file.name)
-        path = folder / path.name
+    if offer.for_engines:
+        path = _copied(path, offer.folder.work / "candidates" / recipe.id)
     try:
-        return runtime.compile(path, recipe, offer.target)
+        return ahead.built(path, runtime, recipe, target=offer.target, emit=emit)
     except CompileFailed as error:
         if recipe.steps:
             raise
         raise BadBundle(f"the original does not open here: {error.message}", hint=error.hint) from error
+
+
+def _copied(model: Path, folder: Path) -> Path:
+    """The model in a folder of the job's own: an engine is written beside its model, and the input is not ours to write to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in model_files(model):
+        shutil.copyfile(file, folder / file.name)
+    return folder / model.name

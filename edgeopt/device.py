@@ -178,11 +178,20 @@ def gpu_driver(*, host: Host = THIS_HOST) -> str:
 
 def gpu_names(*, host: Host = THIS_HOST) -> tuple[str, ...]:
     """The models of the discrete NVIDIA GPUs, one a GPU, sorted."""
+    return _told_of_gpus("Model", host)
+
+
+def gpu_uuids(*, host: Host = THIS_HOST) -> tuple[str, ...]:
+    """What tells each discrete NVIDIA GPU from every other, sorted; a driver that nobody has used yet shows question marks, which are left out."""
+    return tuple(uuid for uuid in _told_of_gpus("GPU UUID", host) if "?" not in uuid)
+
+
+def _told_of_gpus(what: str, host: Host) -> tuple[str, ...]:
     found = []
     for information in (host.proc / "driver" / "nvidia" / "gpus").glob("*/information"):
         for line in _read(information).splitlines():
             key, _, value = line.partition(":")
-            if key.strip() == "Model":
+            if key.strip() == what:
                 found.append(value.strip())
     return tuple(sorted(found))
 

@@ -10,7 +10,7 @@ process goes on with the old library. A fact that is unknown on either side is n
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -19,7 +19,14 @@ from edgeopt import device, wire
 from edgeopt.device import THIS_HOST, Host
 
 DISTRIBUTIONS = {
-    "onnxruntime": ("onnxruntime",),
+    "onnxruntime": (
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "onnxruntime-openvino",
+        "onnxruntime-qnn",
+        "onnxruntime-migraphx",
+        "onnxruntime-cann",
+    ),
     "tensorrt": ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
     "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
 }
@@ -70,14 +77,18 @@ def here(runtime: str | None, *, host: Host = THIS_HOST) -> Fingerprint:
     )
 
 
-def installed(runtime: str | None) -> str | None:
-    """The installed version of a runtime, from its package's metadata; None where there is none."""
-    for distribution in DISTRIBUTIONS.get(runtime or "", ()):
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return None
+def version_of(distribution: str) -> str | None:
+    """The version of an installed package, from its metadata; None where there is none."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def installed(runtime: str | None, *, find: Callable[[str], str | None] = version_of) -> str | None:
+    """The installed version of a runtime, whichever of its packages it came in; None where there is none."""
+    found = (find(distribution) for distribution in DISTRIBUTIONS.get(runtime or "", ()))
+    return next(filter(None, found), None)
 
 
 def running(runtime: str | None) -> str | None:

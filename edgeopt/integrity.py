@@ -1,8 +1,9 @@
-"""What a model on disk consists of, and the hash that vouches for it. Standard library only."""
+"""What a model on disk consists of, the hash that vouches for it, and a second name for it. Standard library only."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,3 +43,11 @@ def model_files(model: Path) -> tuple[Path, ...]:
         return (model, *model_files(model.with_suffix(".onnx")))
     data = model.with_name(model.name + ".data")
     return (model, data) if data.exists() else (model,)
+
+
+def link_or_copy(file: Path, name: Path) -> None:
+    """Give ``file`` the second name ``name``: a hard link, or a copy where the file system has none. Whoever changes one must replace it."""
+    try:
+        name.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, name)

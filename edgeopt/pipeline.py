@@ -48,8 +48,6 @@ from edgeopt.stages.runners import Runner
 from edgeopt.stages.search import Search
 
 _MADE_UP_SAMPLES = 16
-_BUILD_SHARE = 0.5
-"""Of the job's time, for one engine at most: whoever takes longer leaves nothing to compare it with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +84,8 @@ def run(
             job = _with_inputs_that_run(job, original)
             bench = _workbench(job, artifact, original, emit)
             if job.engines is not None:
-                bench = _with_engines(job.engines, job, bench, runners)
+                builder = ahead.within(job.engines, job.order.limits, cache_folder, evidence=bench.evidence, emit=emit)
+                bench = _with_engines(builder, job, bench, runners)
             elif not device.is_here(job.target) or _is_for_engines(job.target):
                 bench = elsewhere.aimed(bench)
         policy = job.order.policy
@@ -104,18 +103,19 @@ def run(
                 confirm=partial(attempt.confirm, bench=bench),
             )
     with staged("report", emit):
-        report.write(report.Findings(order=job.order, target=job.target, data=job.data, verdict=verdict), folder.out)
+        findings = report.Findings(
+            order=job.order, target=job.target, data=job.data, verdict=verdict, frailty=search.frailty
+        )
+        report.write(findings, folder.out)
     return verdict
 
 
 def _with_engines(builder: EngineBuilder, job: Job, bench: Workbench, runners: ExitStack) -> Workbench:
     """The bench whose candidates become engines: measured where their GPU is here, else built ahead of time."""
-    sets = (job.data.calibration, job.data.eval)
-    limit_s = _BUILD_SHARE * job.order.limits.job_timeout_s
-    builder = builder.under(limit_s=limit_s, tell=partial(ahead.tell, bench))
+    sets, stated = (job.data.calibration, job.data.eval), job.order.policy.inputs
     if job.target.compute_capability or not device.gpu_present():
-        return ahead.aimed(bench, builder, sets)
-    return aboard.aimed(bench, builder, sets, runners)
+        return ahead.aimed(bench, builder, sets, stated=stated)
+    return aboard.aimed(bench, builder, sets, runners, stated=stated)
 
 
 def _bundled(job: Job, bench: Workbench, trials: list[Trial], harmless: set[str], emit: Emit) -> Verdict:
@@ -286,6 +286,7 @@ def _facts(job: Job, host: device.Host) -> dict[str, Any]:
         "eval": job.data.eval.origin,
         "target": job.target,
         "metric": job.order.policy.goal.metric,
+        "inputs": job.order.policy.inputs,  # the shapes that an engine takes
         "seed": job.order.policy.search.seed,
         **conditions(job.target, host=host),
     }

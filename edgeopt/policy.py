@@ -69,10 +69,23 @@ class Preprocess:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """The lengths that an open dimension may have in service."""
+
+    least: int
+    most: int
+    typical: int | None = None
+    """The one to be fast at; None leaves it to the samples."""
+
+    def __str__(self) -> str:
+        return "..".join(str(length) for length in (self.least, self.typical, self.most) if length is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InputHint:
     """What job.yaml says of one input: a shape for its symbolic dimensions, the range of its values."""
 
-    shape: tuple[Dim, ...] | None = None
+    shape: tuple[Dim | Span, ...] | None = None
     range: tuple[float, float] | None = None
     preprocess: Preprocess | None = None
 

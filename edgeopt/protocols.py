@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
+from edgeopt.policy import InputHint
 from edgeopt.records import Artifact, DataOrigin, Recipe, Scalar, Signature, Target, TensorSpec
 
 if TYPE_CHECKING:
@@ -160,11 +161,20 @@ class Runtime(Protocol):
 class EngineBuilder(Runtime, Protocol):
     """A runtime that serves what it has built for certain shapes of its inputs."""
 
-    def under(self, *, limit_s: float, tell: Callable[[float, str], None]) -> EngineBuilder:
-        """The same with at most ``limit_s`` for a build, which tells ``tell`` how far it is: a share (0..1) and a few words."""
+    def under(self, *, limit_s: float, tell: Callable[[float, str], None], cache: Path | None = None) -> EngineBuilder:
+        """The same with at most ``limit_s`` for a build, which tells ``tell`` how far it is: a share (0..1) and a few words.
 
-    def taking(self, inputs: Sequence[TensorSpec], seen: Iterable[Mapping[str, tuple[int, ...]]]) -> Runtime:
-        """The same for models whose open ``inputs`` take the shapes ``seen``; input name to shape, one mapping a sample.
+        What was built is kept in the folder ``cache``, and never built again.
+        """
+
+    def taking(
+        self,
+        inputs: Sequence[TensorSpec],
+        seen: Iterable[Mapping[str, tuple[int, ...]]],
+        *,
+        stated: Sequence[tuple[str, InputHint]] = (),
+    ) -> Runtime:
+        """The same for models whose open ``inputs`` take the shapes ``seen`` (input name to shape, one mapping a sample) and those ``stated``.
 
         Raises :class:`~edgeopt.errors.CompileFailed` where no sample tells the length of an open dimension.
         """

@@ -141,6 +141,34 @@ class EngineFacts:
     packed_products: int | None = None
     """Weights in 8 or 4 bits, activations wider."""
     half_products: int | None = None
+    quantized_products: int | None = None
+    """Of the ONNX file, not of the engine: products whose operands both come out of 8-bit codes."""
+
+    @property
+    def coverage(self) -> str:
+        """``48 of 64 layers multiply in int8 on SM86, 2 in float16``; empty where the builder's log did not tell."""
+        if self.products is None:
+            return ""
+        where = f" on {', '.join(self.gpus)}" if self.gpus else ""
+        others = [
+            f"{count} {what}"
+            for count, what in ((self.packed_products, "by packed weights"), (self.half_products, "in float16"))
+            if count
+        ]
+        return ", ".join((f"{self.int8_products} of {self.products} layers multiply in int8{where}", *others))
+
+    @property
+    def undone(self) -> str:
+        """Says that TensorRT built a quantized model in float, which it does without a word; empty where it did not."""
+        if not self.quantized_products or self.products is None or self.int8_products:
+            return ""
+        several = len(self.gpus) > 1
+        who = (
+            "one of these GPUs has no kernels for it, and one engine serves them all"
+            if several
+            else "this GPU has no kernels for it"
+        )
+        return f"0 of {self.products} layers run in int8 on {', '.join(self.gpus) or 'this GPU'}: TensorRT undid the quantization of {self.quantized_products}, since {who}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

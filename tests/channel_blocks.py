@@ -164,6 +164,38 @@ def packed_attention(net: Net, value: Map) -> Map:
     return str(net.op("Reshape", net.op("Transpose", mixed, perm=[0, 2, 1]), net.ints(0, 0, 6, 6))), 6
 
 
+def layer_normalized(net: Net, value: Map) -> Map:
+    """The operator LayerNormalization over a stream, which needs all of it; the layers in between do not."""
+    tokens = net.op("Transpose", net.op("Reshape", conv(net, value, 6)[0], net.ints(0, 6, 36)), perm=[0, 2, 1])
+    normal = net.op("LayerNormalization", tokens, net.weight(6, shift=1.0), net.weight(6), axis=-1)
+    inner = net.op("Relu", net.op("MatMul", normal, net.weight(6, 9)))
+    rows = net.op("Transpose", net.op("MatMul", inner, net.weight(9, 5)), perm=[0, 2, 1])
+    return str(net.op("Reshape", rows, net.ints(0, 5, 6, 6))), 5
+
+
+def feed_forward(net: Net, value: Map) -> Map:
+    """A transformer's two dense layers on a stream that they add to."""
+    tokens = net.op("Transpose", net.op("Reshape", value[0], net.ints(0, 0, 36)), perm=[0, 2, 1])
+    inner = net.gelu(net.op("Add", net.weight(10), net.op("MatMul", tokens, net.weight(value[1], 10))))
+    outer = net.op("Add", net.op("MatMul", inner, net.weight(10, value[1])), net.weight(value[1]))
+    rows = net.op("Transpose", net.op("Add", tokens, outer), perm=[0, 2, 1])
+    return str(net.op("Reshape", rows, net.ints(0, -1, 6, 6))), value[1]
+
+
+def averaged(net: Net, value: Map) -> Map:
+    """Pooling that keeps the places, the padding counted or not."""
+    wide = conv(net, value, 6)[0]
+    wide = net.op("AveragePool", wide, kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=value[1] % 2)
+    return conv(net, (str(net.op("Relu", wide)), 6), 5)
+
+
+def transposed_groups(net: Net, value: Map) -> Map:
+    """A ConvTranspose of two groups, whose weight holds the inputs first."""
+    wide = net.op("Relu", conv(net, value, 8)[0])
+    up = net.op("ConvTranspose", wide, net.weight(8, 3, 2, 2), net.weight(6), strides=[2, 2], group=2)
+    return conv(net, (str(net.op("MaxPool", up, kernel_shape=[2, 2], strides=[2, 2])), 6), 5)
+
+
 def recurrent(kind: str, gates: int, bidirectional: int) -> Block:
     def block(net: Net, value: Map) -> Map:
         frames = net.op("Transpose", net.op("Reshape", value[0], net.ints(0, 0, 36)), perm=[2, 0, 1])
@@ -365,8 +397,12 @@ BLOCKS: dict[str, Block] = {
         resized, padded, depth_to_space, folded_weight, attention, packed_attention, shaped_at_run_time,
         spatial_attention, channel_softmax, normalized_groups, instance, not_understood, counted, copied_shape, picked, padded_channels,
         similarity, tied_layers, captured, looked_up, few_channels, joined_frames, folded_heads, repeated_heads, zero_states,
+        layer_normalized, feed_forward, averaged, transposed_groups,
     )
 }  # fmt: skip
 BLOCKS["lstm"] = recurrent("LSTM", 4, 0)
 BLOCKS["lstm_both_ways"] = recurrent("LSTM", 4, 1)
 BLOCKS["gru"] = recurrent("GRU", 3, 0)
+BLOCKS["gru_both_ways"] = recurrent("GRU", 3, 1)
+BLOCKS["rnn"] = recurrent("RNN", 1, 0)
+BLOCKS["rnn_both_ways"] = recurrent("RNN", 1, 1)

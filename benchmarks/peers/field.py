@@ -72,11 +72,19 @@ class Entry:
 
 _ORT, _OLIVE, _INC = "onnxruntime", "olive", "neural_compressor"
 FIELD: tuple[Entry, ...] = (
+    Entry(tool=_ORT, recipe="optimized", label="ORT offline optimized"),
     Entry(tool=_ORT, recipe="static", label="ORT static, default (S8S8 min-max)"),
+    Entry(tool=_ORT, recipe="static_u8u8", label="ORT static U8U8"),
+    Entry(tool=_ORT, recipe="static_u8u8_per_channel", label="ORT static U8U8 per channel"),
+    Entry(tool=_ORT, recipe="static_u8u8_qoperator", label="ORT static U8U8 per channel, QOperator"),
     Entry(tool=_ORT, recipe="static_u8s8_per_channel", label="ORT static U8S8 per channel"),
     Entry(tool=_ORT, recipe="static_u8s8_reduced", label="ORT static U8S8 per channel, reduced range"),
+    Entry(tool=_ORT, recipe="static_u8s8_percentile", label="ORT static U8S8 per channel, percentile"),
+    Entry(tool=_ORT, recipe="static_u8s8_entropy", label="ORT static U8S8 per channel, entropy"),
     Entry(tool=_ORT, recipe="dynamic", label="ORT dynamic"),
+    Entry(tool=_ORT, recipe="dynamic_uint8", label="ORT dynamic, uint8 weights"),
     Entry(tool=_ORT, recipe="dynamic_per_channel", label="ORT dynamic per channel"),
+    Entry(tool=_ORT, recipe="dynamic_reduced", label="ORT dynamic per channel, reduced range"),
     Entry(tool=_ORT, recipe="matmul_8_bits", label="ORT MatMulNBits, 8 bits", fits=_with_matrices),
     Entry(tool=_ORT, recipe="matmul_8_bits_integer", label="ORT MatMulNBits, 8 bits, level 4", fits=_with_matrices),
     Entry(tool=_ORT, recipe="matmul_4_bits", label="ORT MatMulNBits, 4 bits", fits=_with_matrices),
@@ -84,6 +92,8 @@ FIELD: tuple[Entry, ...] = (
     Entry(tool=_ORT, recipe="fusion", label="ORT transformer fusion", fits=_transformer),
     Entry(tool=_ORT, recipe="fusion_dynamic", label="ORT transformer fusion, then dynamic", fits=_transformer),
     Entry(tool="onnxslim", recipe="slim", label="onnxslim"),
+    Entry(tool="onnxsim", recipe="simplify", label="onnxsim"),
+    Entry(tool="onnxconverter", recipe="fp16", label="onnxconverter-common fp16"),
     Entry(tool="nncf", recipe="quantize", label="NNCF quantize", fits=_no_transformer),
     Entry(tool="nncf", recipe="quantize_transformer", label="NNCF quantize, transformer", fits=_transformer),
     Entry(tool=_OLIVE, recipe="quantize", label="Olive `quantize`"),

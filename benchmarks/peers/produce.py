@@ -33,8 +33,9 @@ from .field import HERE, OWN, Entry
 from .prepare import Prepared
 
 ROOT = HERE.parent.parent
-_WALL_PATIENCE = 4
-"""Wall seconds allowed for every CPU second of the limit: what hangs without computing must end, too."""
+_IDLE_S, _LEAST_CPU_S = 180.0, 0.5
+"""What computes less than this in so long hangs and must end, too. Polls are counted, no clock is read: at low priority,
+or with all of this stopped for somebody's measurement, wall time passes that the tool did not have."""
 _POLL_S, _GRACE_S = 0.5, 10.0
 _RECORD, _LOG = "record.json", "log.txt"
 
@@ -186,18 +187,21 @@ def _run(entry: Entry, command: list[str], home: Path, limit_s: float) -> Record
 
 def wait_for(process: subprocess.Popen[bytes], limit_s: float) -> tuple[int, os.struct_rusage, bool]:
     """(exit status, what its process tree used, whether it had to be ended)."""
-    began, ended_at = time.monotonic(), None
+    polls, busy_at, busy_cpu_s, ended_at = 0, 0, 0.0, None
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
             return process.returncode, usage, ended_at is not None
-        passed_s = time.monotonic() - began
-        if ended_at is None and (cpu_seconds(process.pid) > limit_s or passed_s > limit_s * _WALL_PATIENCE):
-            ended_at = passed_s
+        used_s = cpu_seconds(process.pid)
+        if used_s - busy_cpu_s >= _LEAST_CPU_S:
+            busy_at, busy_cpu_s = polls, used_s
+        if ended_at is None and (used_s > limit_s or (polls - busy_at) * _POLL_S > _IDLE_S):
+            ended_at = polls
             os.killpg(process.pid, signal.SIGTERM)
-        elif ended_at is not None and passed_s > ended_at + _GRACE_S:
+        elif ended_at is not None and (polls - ended_at) * _POLL_S > _GRACE_S:
             os.killpg(process.pid, signal.SIGKILL)
+        polls += 1
         time.sleep(_POLL_S)
 
 

@@ -9,15 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
-from edgeopt.policy import Goal
-
 from .field import OWN
-from .measure import CONTROL, Row
+from .rows import CONTROL, Row, is_right, seems_right
 
 Gain: TypeAlias = Callable[[Row], float]
-_BUDGET = Goal().max_drop
+_FEW_PASSES = 3
+"""An interval on fewer is no more than the two values."""
 _HEAD = (
-    "| tool and recipe | speedup [95 %] | times smaller | metric | drop (bound) | also | within 1 %? | wall / CPU s to make | note |",
+    "| tool and recipe | speedup [95 %] (passes) | times smaller | metric | drop (bound) | also | within 1 %? | wall / CPU s to make | note |",
     "|---|---|---|---|---|---|---|---|---|",
 )
 _ALSO = {"kl": "KL", "accuracy": "top-1", "mask_iou": "mask IoU"}
@@ -42,16 +41,6 @@ def as_json(row: Row) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- who won
-def is_right(row: Row) -> bool:
-    """Whether the row was measured and meets the budget at its bound."""
-    return not row.failure and row.quality is not None and row.quality.ci95[1] <= _BUDGET
-
-
-def seems_right(row: Row) -> bool:
-    """Whether the drop that was seen meets the budget, whatever its bound."""
-    return not row.failure and row.quality is not None and row.quality.drop <= _BUDGET
-
-
 def speed(row: Row) -> float:
     return row.speedup.value if row.speedup else 0.0
 
@@ -68,20 +57,38 @@ def best(rows: Sequence[Row], gain: Gain, *, right: Callable[[Row], bool] = is_r
 
 def verdict(rows: Sequence[Row], gain: Gain, *, own: str, what: str) -> str:
     """Who is first, and by how much: edgeopt's pick for this objective against the best of the tools."""
-    mine = next((row for row in rows if (row.entry.tool, row.entry.recipe) == (OWN, own) and is_right(row)), None)
+    pick = next((row for row in rows if (row.entry.tool, row.entry.recipe) == (OWN, own)), None)
+    lack = _lack(pick, gain)
+    mine = pick if not lack else None
     tools = [row for row in rows if row.entry.tool != OWN]
-    return f"{what}: {_first(mine, best(tools, gain), gain)}.{_aside(mine, best(tools, gain, right=seems_right), gain)}"
+    peer, seen = best(tools, gain), best(tools, gain, right=seems_right)
+    first = _first(mine, peer, gain) if mine else f"{_theirs(peer, gain)}; edgeopt's pick for {own} {lack}"
+    return f"{what}: {first}.{_aside(mine, seen, gain)}"
 
 
-def _first(mine: Row | None, peer: Row | None, gain: Gain) -> str:
-    theirs = f"{peer.entry.label}, {gain(peer):.2f} times" if peer else "no tool gains anything"
-    if mine is None:
-        return f"{theirs}; edgeopt has no pick that meets the budget"
+def _lack(pick: Row | None, gain: Gain) -> str:
+    """Why edgeopt's pick cannot be held against the tools; nothing where it can."""
+    if pick is None or pick.record is None:
+        return "is missing: it was not produced"
+    if pick.failure:
+        return f"is missing: {pick.failure}"
+    if not is_right(pick):
+        return (
+            f"does not meet the budget, with a bound of {pick.quality.ci95[1]:.4f}" if pick.quality else "is not judged"
+        )
+    return "is right, and not measured" if gain(pick) == 0.0 else ""
+
+
+def _first(mine: Row, peer: Row | None, gain: Gain) -> str:
     if peer is None:
         return f"edgeopt, {gain(mine):.2f} times; no tool gains anything within it"
     if gain(mine) >= gain(peer):
-        return f"edgeopt, {gain(mine):.2f} times; the best tool is {theirs}{_noise(mine, peer, gain)}"
-    return f"a peer wins: {theirs}; edgeopt's pick {gain(mine):.2f} times{_noise(mine, peer, gain)}"
+        return f"edgeopt, {gain(mine):.2f} times; the best tool is {_theirs(peer, gain)}{_noise(mine, peer, gain)}"
+    return f"a peer wins: {_theirs(peer, gain)}; edgeopt's pick {gain(mine):.2f} times{_noise(mine, peer, gain)}"
+
+
+def _theirs(peer: Row | None, gain: Gain) -> str:
+    return f"{peer.entry.label}, {gain(peer):.2f} times" if peer else "no tool gains anything"
 
 
 def _aside(mine: Row | None, peer: Row | None, gain: Gain) -> str:
@@ -93,11 +100,15 @@ def _aside(mine: Row | None, peer: Row | None, gain: Gain) -> str:
 
 
 def _noise(mine: Row, peer: Row, gain: Gain) -> str:
-    """Said where the two speeds are not told apart by their intervals."""
+    """Said where the two speeds are not told apart by their intervals, or those rest on next to nothing."""
     if gain is not speed or mine.speedup is None or peer.speedup is None:
         return ""
-    overlap = mine.speedup.low <= peer.speedup.high and peer.speedup.low <= mine.speedup.high
-    return " (their intervals overlap)" if overlap else ""
+    said = []
+    if mine.speedup.low <= peer.speedup.high and peer.speedup.low <= mine.speedup.high:
+        said.append("their intervals overlap")
+    if (fewest := min(len(mine.passes), len(peer.passes))) < _FEW_PASSES:
+        said.append(f"measured in {fewest} {'pass' if fewest == 1 else 'passes'} only")
+    return f" ({', '.join(said)})" if said else ""
 
 
 # ---------------------------------------------------------------- one line
@@ -120,9 +131,8 @@ def _marked(text: str, *, is_marked: bool) -> str:
 def _speedup(row: Row) -> str:
     if row.speedup is None:
         return "-"
-    if len(row.passes) == 1:
-        return f"{row.speedup.value:.2f}"
-    return f"{row.speedup.value:.2f} [{row.speedup.low:.2f}, {row.speedup.high:.2f}]"
+    interval = f" [{row.speedup.low:.2f}, {row.speedup.high:.2f}]" if len(row.passes) > 1 else ""
+    return f"{row.speedup.value:.2f}{interval} ({len(row.passes)})"
 
 
 def _quality(row: Row) -> tuple[str, str, str, str]:

@@ -19,11 +19,11 @@ from edgeopt.calibrate.consumers import losing, with_biases
 from edgeopt.calibrate.reconstruct import refit
 from edgeopt.calibrate.shapes import observed_shapes
 from edgeopt.graph import groups, shrink
-from edgeopt.passes import PruneChannels
+from edgeopt.passes import FoldBatchNorm, PruneChannels, Tidy
 from edgeopt.training.distill import Distill
 
 from . import peer
-from .questions import LARGEST_MULTIPLE, Question, Subject
+from .questions import Question, Subject
 
 
 @dataclass(kw_only=True)
@@ -105,8 +105,14 @@ def _pruned(question: Question, subject: Subject, *, is_refitted: bool) -> Made:
     settings = {"criterion": question.criterion, "ratio": question.ratio, "families": question.families}
     if question.criterion == "random":
         settings["seed"] = 1
-    settings |= {"refit": is_refitted, "largest": LARGEST_MULTIPLE}
-    return Made(model=PruneChannels().apply(subject.corpus.clean, settings, subject.evidence))
+    settings |= {"refit": is_refitted, "largest": question.largest, "scope": question.scope}
+    if question.criterion != "batch_norm":
+        return Made(model=PruneChannels().apply(subject.corpus.clean, settings, subject.evidence))
+    # it reads the scales that clean-up folds away, so here alone the order is turned round
+    made = PruneChannels().apply(subject.corpus.original, settings, subject.evidence)
+    for step in (Tidy(), FoldBatchNorm()):
+        made = step.apply(made, {}, subject.evidence)
+    return Made(model=made)
 
 
 def _pruned_by_peer(question: Question, subject: Subject, *, is_refitted: bool) -> Made:

@@ -23,7 +23,7 @@ from edgeopt.graph import shrink
 from edgeopt.graph.groups import Family
 from edgeopt.integrity import sha256_of
 
-from .questions import CLASSIFIERS, LARGEST_MULTIPLE, Question, Subject
+from .questions import CLASSIFIERS, Question, Subject
 
 CRITERIA = {"torch-pruning l2": "magnitude", "torch-pruning taylor": "taylor"}
 """``magnitude``: its default, the l2 norm of the whole group; ``taylor``: of the cross entropy with the model's own answers as labels, since there are no others."""
@@ -34,14 +34,16 @@ _SAMPLES, _SMALLEST = 32, 1e-2
 
 def choose(question: Question, subject: Subject) -> tuple[Removed, dict[str, Any]]:
     """(units by family, notes); :class:`~edgeopt.errors.PassFailed` with the peer's last words where it fails."""
+    if question.scope != "local":
+        raise PassFailed(f"{question.criterion}: the peer chooses with the counts of scope local")
     if CRITERIA[question.criterion] == "taylor" and subject.name not in CLASSIFIERS:
         raise PassFailed("torch-pruning taylor: without class scores there is no loss to take gradients of here")
     _, found = subject.parts
-    scheme = PruneScheme(ratio=question.ratio, families=question.families, largest=LARGEST_MULTIPLE)
+    scheme = PruneScheme(ratio=question.ratio, families=question.families, largest=question.largest)
     families = removal.candidates(found.families, scheme)
     counts = {name: count for name, count in removal.depths(families, scheme).items() if count}
     families = [family for family in families if family.name in counts]
-    folder = subject.folder / "peer" / f"{question.ratio:g}-{CRITERIA[question.criterion]}"
+    folder = subject.folder / "peer" / f"{question.ratio:g}-{CRITERIA[question.criterion]}-by{question.largest}"
     folder.mkdir(parents=True, exist_ok=True)
     own, _ = subject.parts
     ir.save(own, folder / "model.onnx")

@@ -31,8 +31,6 @@ from edgeopt.training.inputs import held_out
 
 DEMO = "digits"
 _SHIPPED = Path(edgeopt.__file__).parent / "demo"
-LARGEST_MULTIPLE = 8
-"""Of the channels left: the same on every device, so that tables compare."""
 CLASSIFIERS = (DEMO, "efficientnet_lite0", "magika_v3_3")
 _ROLES = {"model.onnx": f"{DEMO}.onnx", "calib.npz": f"{DEMO}.calibration.npz", "eval.npz": f"{DEMO}.eval.npz"}
 
@@ -46,12 +44,24 @@ class Question:
     criterion: str
     method: str
     families: str
+    samples: int
+    """Unlabelled calibration samples that choose, refit and teach."""
+    largest: int
+    """Multiple of the channels left, see :func:`edgeopt.calibrate.removal.grain`."""
+    scope: str = "local"
     steps: int = 0
 
     @property
     def key(self) -> str:
+        scope = "" if self.scope == "local" else f"-{self.scope}"
         steps = f"-{self.steps}" if self.steps else ""
-        return f"{self.families}-{self.ratio:g}-{self.criterion}-{self.method}{steps}".replace(" ", "_")
+        asked = f"{self.families}-{self.ratio:g}-{self.criterion}{scope}-{self.method}{steps}"
+        return f"{asked}-of{self.samples}-by{self.largest}".replace(" ", "_")
+
+    @property
+    def chooser(self) -> str:
+        """The criterion and how far it ranks, as tables name it."""
+        return self.criterion if self.scope == "local" else f"{self.criterion}, {self.scope}"
 
 
 @dataclass(kw_only=True)

@@ -1,9 +1,12 @@
-"""The results as Markdown: a table a model, and how the taught students' quality grows with the steps."""
+"""The results as Markdown: every row of a model, or pivoted as docs/results.md has them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+from .published import Column, Published
+from .questions import Question
 
 _LABELLED = (
     ("divergence", "KL", ".3f"),
@@ -28,23 +31,54 @@ def markdown(name: str, rows: Sequence[dict[str, Any]]) -> str:
         "|---|---|---|" + "---|" * len(columns),
     ]
     for row in sorted(rows, key=_order):
-        asked = row["question"]
-        method = asked["method"] + (f", {asked['steps']} steps" if asked["steps"] else "")
+        asked = Question(**row["question"])
+        method = asked.method + (f", {asked.steps} steps" if asked.steps else "")
         cells = [_cell(row, key, form) for key, _, form in columns]
         if row["failure"]:
             cells = [row["failure"], *[""] * (len(columns) - 1)]
-        lines.append(f"| {asked['ratio']:.0%} | {asked['criterion']} | {method} | " + " | ".join(cells) + " |")
+        lines.append(f"| {asked.ratio:.0%} | {asked.chooser} | {method} | " + " | ".join(cells) + " |")
     return f"### {name}\n\n" + "\n".join(lines)
 
 
+def pivoted(published: Published, rows: Sequence[dict[str, Any]], available: int) -> str:
+    """``rows`` as the published table has them: a line a choice of units, a column a number of one way to recover.
+
+    Where a candidate was not made or could not be, its cells stay empty. What is the same for all ways comes from the first one made. ``available``: samples that this corpus has.
+    """
+    known = {Question(**row["question"]).key: row for row in rows}
+    lines: dict[tuple[str, str], dict[tuple[str, int], dict[str, Any]]] = {}
+    for question in sorted(published.questions(available), key=lambda question: question.ratio):
+        made = lines.setdefault((f"{question.ratio:.0%}", question.chooser), {})
+        if question.key in known:
+            made[question.method, question.steps] = known[question.key]
+    leading, rest = (published.columns[:1], published.columns[1:]) if not published.columns[0].method else ((), None)
+    rest = published.columns if rest is None else rest
+    titles = ["removed", *(column.title for column in leading), "criterion", *(column.title for column in rest)]
+    table = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    for (share, chooser), made in lines.items():
+        cells = [share, *(_pick(made, each) for each in leading), chooser, *(_pick(made, each) for each in rest)]
+        table.append("| " + " | ".join(cells) + " |")
+    samples = min(published.samples, available)
+    fewer = f", where the published table had {published.samples}" if samples < published.samples else ""
+    return f"### {published.model}: {samples} unlabelled samples{fewer}\n\n" + "\n".join(table)
+
+
+def _pick(made: dict[tuple[str, int], dict[str, Any]], column: Column) -> str:
+    if column.method:
+        row = made.get((column.method, column.steps))
+        return _cell(row, column.number, column.form) if row is not None else ""
+    return next((cell for row in made.values() if (cell := _cell(row, column.number, column.form))), "")
+
+
 def _order(row: dict[str, Any]) -> Any:
-    asked = row["question"]
+    asked = Question(**row["question"])
     return (
-        asked["ratio"],
-        asked["criterion"],
-        asked["method"].startswith("distilled"),
-        asked["method"] != "removed",
-        asked["steps"],
+        asked.ratio,
+        asked.chooser,
+        asked.method.startswith("distilled"),
+        asked.method != "removed",
+        asked.steps,
+        asked.key,
     )
 
 

@@ -99,41 +99,61 @@ def not_finite(name: str) -> PassFailed:
     )
 
 
-Method: TypeAlias = Callable[[TensorStats], Range]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """The codes that a range will be spread over; what a method loses by rounding depends on them."""
+
+    codes: int = 256
+    symmetric: bool = False
+    """Zero in the middle: a tensor of one sign has half of the codes."""
+
+    def step(self, covered: Range) -> float:
+        """From one code to the next, as :func:`~edgeopt.calibrate.qparams.activation_qparams` has it; 0 for an empty range."""
+        if self.symmetric:
+            return max(-covered.low / (self.codes // 2), covered.high / (self.codes // 2 - 1))
+        return (covered.high - covered.low) / (self.codes - 1)
 
 
-def range_of(stats: TensorStats, method: str) -> Range:
-    """The range ``method`` gives; :class:`~edgeopt.errors.PassFailed` for an unknown method or no samples."""
+Method: TypeAlias = Callable[[TensorStats, Grid], Range]
+EIGHT_BITS = Grid()
+
+
+def range_of(stats: TensorStats, method: str, grid: Grid = EIGHT_BITS) -> Range:
+    """The range ``method`` gives for codes on ``grid``; :class:`~edgeopt.errors.PassFailed` for an unknown method or no samples."""
     if method not in METHODS:
         raise PassFailed(f"{method!r} is no calibration method", hint=f"Use one of {', '.join(METHODS)}.")
     if not stats.samples:
         raise PassFailed("a tensor was never observed", hint="Provide at least one calibration sample.")
-    return METHODS[method](stats)
+    return METHODS[method](stats, grid)
 
 
-def min_max(stats: TensorStats) -> Range:
+def min_max(stats: TensorStats, grid: Grid = EIGHT_BITS) -> Range:  # noqa: ARG001 - all methods are called alike
     """Everything that was seen."""
     return _with_zero(stats.low, stats.high)
 
 
-def moving_average(stats: TensorStats) -> Range:
+def moving_average(stats: TensorStats, grid: Grid = EIGHT_BITS) -> Range:  # noqa: ARG001 - all methods are called alike
     """The mean over samples of each sample's extremes; a plain mean, so that the order of samples does not matter."""
     return _with_zero(stats.low_sum / stats.samples, stats.high_sum / stats.samples)
 
 
-def percentile(stats: TensorStats, share: float = PERCENTILE) -> Range:
-    """All but the outermost ``100 - share`` percent on either side."""
+def percentile(stats: TensorStats, grid: Grid = EIGHT_BITS) -> Range:  # noqa: ARG001 - all methods are called alike
+    """All but the outermost ``100 - PERCENTILE`` percent on either side."""
     counts, width = stats.histogram.counts, stats.histogram.width
     cumulative = np.cumsum(counts)
-    tail = (100.0 - share) / 100.0 * float(cumulative[-1])
+    tail = (100.0 - PERCENTILE) / 100.0 * float(cumulative[-1])
     first = int(np.searchsorted(cumulative, tail, side="right"))
     last = int(np.searchsorted(cumulative, cumulative[-1] - tail, side="left"))
     edges = (np.arange(counts.size + 1) - counts.size // 2) * width
     return _clipped(stats, float(edges[first]), float(edges[min(last, counts.size - 1) + 1]))
 
 
-def entropy(stats: TensorStats, levels: int = 128) -> Range:
-    """The clip of magnitudes that minimises the KL divergence between the values and their ``levels``-step version."""
+def entropy(stats: TensorStats, grid: Grid = EIGHT_BITS) -> Range:
+    """The clip of magnitudes that minimises the KL divergence between the values and their version in the grid's steps."""
+    whole = min_max(stats)
+    # As many steps as a magnitude has: all codes where a tensor has one sign, half of them where it has both.
+    levels = max(1, round(max(-whole.low, whole.high) / (grid.step(whole) or 1.0)))
+    levels = min(grid.codes, max(grid.codes // 2, levels))
     counts = stats.histogram.magnitudes().astype(np.float64)
     # A ReLU puts a spike on exact zero, which every scale represents without error: it must not decide.
     counts[0] = counts[1]
@@ -147,8 +167,8 @@ def entropy(stats: TensorStats, levels: int = 128) -> Range:
     return min_max(stats) if best == counts.size else _clipped(stats, -limit, limit)
 
 
-def mse(stats: TensorStats, levels: int = 256) -> Range:
-    """The clip of magnitudes that minimises the mean squared error of rounding to ``levels`` steps."""
+def mse(stats: TensorStats, grid: Grid = EIGHT_BITS) -> Range:
+    """The clip of magnitudes that minimises the mean squared error of rounding to the grid."""
     whole = min_max(stats)
     limit = max(-whole.low, whole.high)
     seen = stats.histogram.counts > 0
@@ -156,7 +176,7 @@ def mse(stats: TensorStats, levels: int = 256) -> Range:
     best, best_error = whole, np.inf
     for share in np.linspace(1.0, _SMALLEST_CLIP, _CLIP_STEPS):
         candidate = _clipped(stats, -limit * share, limit * share)
-        error = float(weights @ _rounding_error(values, candidate, levels) ** 2)
+        error = float(weights @ _rounding_error(values, candidate, grid) ** 2)
         if error < best_error:
             best, best_error = candidate, error
     return best
@@ -180,8 +200,8 @@ def _clipped(stats: TensorStats, low: float, high: float) -> Range:
     return _with_zero(max(low, stats.low), min(high, stats.high))
 
 
-def _rounding_error(values: NDArray[np.float64], covered: Range, levels: int) -> NDArray[np.float64]:
-    step = (covered.high - covered.low) / (levels - 1)
+def _rounding_error(values: NDArray[np.float64], covered: Range, grid: Grid) -> NDArray[np.float64]:
+    step = grid.step(covered)
     if step <= 0:
         return values
     rounded = np.rint(np.clip(values, covered.low, covered.high) / step) * step

@@ -2,8 +2,8 @@
 
 Stands between ``importance`` and ``reconstruct``; also reads the settings of ``passes.prune_channels``. Counts are rounded so that what is left is a multiple of what
 the target's kernels work in (:func:`grain`): blocks are computed whole, filled or not. Ranking is local (every family loses its share) or global: scores are
-divided by their family's mean, then ranked among families of the same kind (after G. Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024,
-which ranks within structures of the same shape).
+divided by their family's mean, then ranked among families of the same structure (G. Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024, arXiv:2407.04616),
+or, for comparison, among all of the same kind.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _USUAL, _FINEST = 8, 4
 _BLOCKS, _FEWEST_BLOCKS = 8, 4
 """A family has so many blocks at least, or its blocks are halved; with the finest, so many."""
 
-SCOPES = ("local", "global")
+SCOPES = ("local", "global", "kind")
 DIRECTIONS = ("low", "high")
 INNER = "inner"
 """Families setting: heads, neurons and hidden units, and channels that one layer alone makes. Streams that residual blocks add to are left out."""
@@ -127,7 +127,7 @@ def choose(families: Sequence[Family], scores: Mapping[str, Scores], scheme: Pru
     sign = 1.0 if scheme.direction == "low" else -1.0
     judged = {family.name: family for family in families if family.name in scores}
     ordered = {name: np.argsort(sign * scores[name], kind="stable") for name in judged}
-    if scheme.scope == "global" and not scheme.counts():
+    if scheme.scope != "local" and not scheme.counts():
         counts = _global(list(judged.values()), scores, scheme, sign)
     else:
         counts = depths(list(judged.values()), scheme)
@@ -153,11 +153,12 @@ def block(family: Family, scheme: PruneScheme) -> int:
 
 
 def _global(families: list[Family], scores: Mapping[str, Scores], scheme: PruneScheme, sign: float) -> dict[str, int]:
+    """Counts by family; every pool loses ``ratio`` of its units, whichever of its families they are in."""
     counts: dict[str, int] = {}
-    for kind in KINDS:
-        pool = [family for family in families if family.kind == kind]
-        if not pool:
-            continue
+    pools: dict[object, list[Family]] = {}
+    for family in families:
+        pools.setdefault(structure(family) if scheme.scope == "global" else family.kind, []).append(family)
+    for pool in pools.values():
         values = np.concatenate([sign * _relative(scores[family.name]) for family in pool])
         owners = np.concatenate([np.full(family.units, number) for number, family in enumerate(pool)])
         taken = owners[np.argsort(values, kind="stable")[: round(scheme.ratio * len(values))]]
@@ -165,6 +166,14 @@ def _global(families: list[Family], scores: Mapping[str, Scores], scheme: PruneS
             wanted = family.units - int((taken == number).sum())
             counts[family.name] = family.units - left(family, scheme, wanted)
     return counts
+
+
+def structure(family: Family) -> tuple[object, ...]:
+    """What isomorphic families have in common: their kind, and which operators make, read and follow a unit on which axes.
+
+    Lengths do not count: a narrow bottleneck is built like a wide one, but not like a classifier's neck.
+    """
+    return family.kind, tuple(sorted((slot.role, slot.axis, slot.operator) for slot in family.slots))
 
 
 def _relative(values: Scores) -> Scores:

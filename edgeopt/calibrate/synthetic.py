@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgeopt.calibrate import dtypes
 from edgeopt.calibrate.sample_set import Column, SampleSet
-from edgeopt.policy import Dim, InputHint
+from edgeopt.policy import Dim, InputHint, Span
 from edgeopt.records import DataOrigin, Signature, TensorSpec
 
 BATCH = 1
@@ -90,7 +90,7 @@ def synthetic(
 
 def resolve_shape(
     spec: TensorSpec,
-    hint: tuple[Dim, ...] | None,
+    hint: tuple[Dim | Span, ...] | None,
     lengths: dict[str, int],
     *,
     guess: Guess = GUESSES[0],
@@ -104,6 +104,8 @@ def resolve_shape(
     shape = []
     for axis, dim in enumerate(spec.shape):
         hinted = hint[axis] if hint is not None and axis < len(hint) else None
+        if isinstance(hinted, Span):
+            hinted = hinted.typical or hinted.most
         if isinstance(dim, int):
             length = dim
         elif isinstance(hinted, int):

@@ -87,7 +87,7 @@ def _padding(
     rank = len(sides)
     mode = node.attributes.get_string("auto_pad", "NOTSET")
     if mode not in ("SAME_UPPER", "SAME_LOWER"):
-        pads = integers(node, "pads", [0] * (2 * rank))
+        pads = [0] * (2 * rank) if mode == "VALID" else integers(node, "pads", [0] * (2 * rank))
         return list(zip(pads[:rank], pads[rank:], strict=True))
     totals = [
         max(0, (-(-side // step) - 1) * step + span - side)

@@ -12,11 +12,10 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from edgeopt import device
+from edgeopt import device, fingerprint
 from edgeopt.config import sections, units
 from edgeopt.config.schema import Config
 from edgeopt.device import Host
@@ -45,14 +44,6 @@ class Finding:
     state: State = "ok"
     meaning: str = ""
     fix: str = ""
-
-
-def installed(name: str) -> str | None:
-    """The version of an installed distribution."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def check_device(host: Host) -> list[Finding]:
@@ -90,11 +81,11 @@ def check_instructions(host: Host) -> list[Finding]:
     return [*findings, verdict]
 
 
-def check_runtimes(version_of: Callable[[str], str | None] = installed) -> list[Finding]:
+def check_runtimes(find: Callable[[str], str | None] = fingerprint.version_of) -> list[Finding]:
     """Runtimes and libraries, found by their metadata: nothing is imported."""
     findings = []
     for name, needed, purpose, fix in _INSTALLABLE:
-        version = version_of(name) or (version_of("onnxruntime-gpu") if name == "onnxruntime" else None)
+        version = fingerprint.installed(name, find=find) if name in fingerprint.DISTRIBUTIONS else find(name)
         missing: State = "broken" if needed else "note"
         findings.append(
             Finding(

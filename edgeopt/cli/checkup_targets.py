@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgeopt import device
-from edgeopt.cli.checkup import Finding, installed
+from edgeopt import device, fingerprint
+from edgeopt.cli.checkup import Finding
 from edgeopt.device import Host
 from edgeopt.policy import TargetRequest
 from edgeopt.runtimes.trt import flavours
@@ -22,7 +22,7 @@ def check_targets(
     host: Host,
     *,
     installed_flavour: Callable[[Flavour], str | None] = flavours.installed_version,
-    version_of: Callable[[str], str | None] = installed,
+    version_of: Callable[[str], str | None] = fingerprint.version_of,
 ) -> list[Finding]:
     """For each target: whether artifacts for it can be made here and run here, why not, and how to get there."""
     here = device.detect(TargetRequest(), host=host).name
@@ -35,7 +35,7 @@ def check_targets(
 
 
 def _onnx_target(name: str, here: str, version_of: Callable[[str], str | None]) -> Finding:
-    if not (version_of("onnxruntime") or version_of("onnxruntime-gpu")):
+    if fingerprint.installed("onnxruntime", find=version_of) is None:
         return _target(name, meaning="onnxruntime is not installed", fix="pip install onnxruntime")
     if name == here:
         return _target(name, builds=True, runs=True)
@@ -52,6 +52,8 @@ def _engine_target(flavour: Flavour, version: str | None, *, gpu: bool, bindings
         if gpu or not flavour.needs_gpu:
             return _target(flavour.name, meaning="not installed", fix=flavour.install)
         return _target(flavour.name, meaning=f"not installed, and {_NO_GPU}", fix=f"{flavour.install}; or {elsewhere}")
+    if reason := flavours.unfit(flavour, version):
+        return _target(flavour.name, version=version, meaning=reason, fix=flavour.install)
     if gpu and bindings:
         meaning = "engines are built, judged and timed on the GPU; the authors of this version had none to try that on"
         return _target(flavour.name, builds=True, runs=True, version=version, meaning=meaning)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +30,15 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Inputs, outputs, operators, precision of each layer, size and provenance of a model or an artifact.",
     )
     parser.add_argument(
-        "path", type=Path, metavar="PATH", help="a model file, a bundle, or the folder of a published version"
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="a model file, an engine, a bundle, or the folder of a published version",
+    )
+    parser.add_argument(
+        "--channels",
+        action="store_true",
+        help="also what pruning could take from the model, and why it leaves the rest",
     )
     options.add_json(parser)
 
@@ -39,13 +49,22 @@ def run(arguments: argparse.Namespace) -> int:
     if not path.exists():
         raise UsageError(f"there is no file or folder {str(path)!r}", hint="Name an existing model.")
     if path.suffix == BUNDLE_SUFFIX and path.is_file():
+        if arguments.channels:
+            raise UsageError("nothing in a bundle is opened", hint="Name the model that it was made of.")
         return _run_bundle(path, as_json=arguments.json)
-    document = ask("edgeopt.worker.inspect", [str(path.absolute())])
+    document = _asked(path.absolute(), with_channels=arguments.channels)
     if arguments.json:
         options.print_json(document)
     else:
         print("\n".join(describe(document)))
     return 0
+
+
+def _asked(path: Path, *, with_channels: bool) -> dict[str, Any]:
+    if not with_channels:
+        return ask("edgeopt.worker.inspect", [str(path)])
+    with tempfile.TemporaryDirectory(prefix="edgeopt-inspect-") as work:
+        return ask("edgeopt.worker.inspect", [str(path), work])
 
 
 def _run_bundle(path: Path, *, as_json: bool) -> int:
@@ -86,7 +105,10 @@ def describe_bundle(document: Mapping[str, Any]) -> list[str]:
 
 def describe(document: Mapping[str, Any]) -> list[str]:
     """The document as lines for people: facts first, then tensors, operators and layers."""
-    lines = [
+    lines = _engine(document)
+    if "format" not in document:
+        return lines  # an engine without the model that it was made of
+    lines += [
         f"format      {document['format']}, opset {document['opset']}",
         f"weights     {tables.size(document['parameter_bytes'])}{', quantized' if document.get('quantized') else ''}",
     ]
@@ -99,9 +121,27 @@ def describe(document: Mapping[str, Any]) -> list[str]:
     lines += ["", "operators", *_indented(tables.plain(("type", "count"), [(name, str(n)) for name, n in operators]))]
     if layers := document.get("layers"):
         lines += ["", "layers", *_layers(layers)]
+    if channels := document.get("channels"):
+        lines += ["", *_channels(channels)]
     if manifest := document.get("manifest"):
         lines += ["", "provenance", *_provenance(manifest)]
     return lines
+
+
+def _engine(document: Mapping[str, Any]) -> list[str]:
+    """What is known of an engine without opening it; nothing where there is none."""
+    engine, manifest = document.get("engine"), document.get("manifest") or {}
+    if not engine:
+        return []
+    header = engine["header"]
+    known = (
+        f"TensorRT for RTX {header['version']} for {', '.join(header['gpus']) or 'no GPU that is known'}"
+        if header
+        else ""
+    )
+    told = [f"{known or 'its first bytes are of no layout that is known'}, {tables.size(engine['bytes'])}"]
+    told += tables.engine_lines((manifest.get("artifact") or {}).get("engine"))
+    return [f"{'' if number else 'engine':<12}{line}" for number, line in enumerate(told)]
 
 
 def _layers(layers: list[Mapping[str, Any]]) -> list[str]:
@@ -111,6 +151,31 @@ def _layers(layers: list[Mapping[str, Any]]) -> list[str]:
     if len(layers) > _MOST_ROWS:
         lines.append(f"  and {len(layers) - _MOST_ROWS} more; --json prints all of them")
     return lines
+
+
+def _channels(found: Mapping[str, Any]) -> list[str]:
+    """Families that may lose units, and what stays with its reason; every row, since that is what was asked for."""
+    if refused := found.get("refused"):
+        return ["channels", f"  none can go: {printable(str(refused))}"]
+    families = [
+        (each["name"], each["kind"], str(each["units"]), _operators(each["made_by"]), _operators(each["read_by"]))
+        for each in found["families"]
+    ]
+    lines = [
+        "channels that may go",
+        *_indented(tables.plain(("family", "kind", "units", "made by", "read by"), families)),
+    ]
+    if found.get("lengths") == "declared":
+        lines.append(
+            "  the model does not run on made-up inputs, so only declared shapes were gone by; a job with samples sees more"
+        )
+    stay = [(each["name"], each["reason"]) for each in found["frozen"]]
+    return [*lines, "", "channels that stay", *_indented(tables.plain(("layer", "because"), stay))]
+
+
+def _operators(places: list[Mapping[str, Any]]) -> str:
+    counts = Counter(str(place["operator"]) for place in places)
+    return ", ".join(name if number == 1 else f"{number} {name}" for name, number in sorted(counts.items()))
 
 
 def _provenance(manifest: Mapping[str, Any]) -> list[str]:

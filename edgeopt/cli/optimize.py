@@ -126,6 +126,8 @@ def print_result(manifest: dict[str, Any], *, folder: Path, reason: str) -> None
         print(f"        {tables.speedup(speedup)} times as fast as the original")
     if manifest.get("status") == "unverified":
         print("        unverified: made for a device that is not here, its latency is not known")
+    for number, line in enumerate(tables.engine_lines((manifest.get("artifact") or {}).get("engine"))):
+        print(f"{'' if number else 'engine':<8}{line}")
     if reason:
         print(f"reason  {printable(reason)}")
     print(f"folder  {folder}")

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TextIO
 
+from edgeopt import wire
 from edgeopt.daemon.printable import printable
+from edgeopt.records import EngineFacts
 
 CANDIDATE_COLUMNS = ("recipe", "p50 ms", "speedup [95 %]", "size", "quality, drop [95 %]", "outcome")
 BUNDLE_COLUMNS = ("rank", "recipe", "size", "quality here, drop [95 %]", "fewer bytes moved")
@@ -101,6 +103,15 @@ def label(recipe: Sequence[Mapping[str, Any]], *, shown: Collection[tuple[str, s
         settings = ", ".join(f"{key}={step[key]}" for key in keys)
         steps.append(f"{technique}({settings})" if settings else technique)
     return " + ".join(steps) or "original"
+
+
+def engine_lines(engine: object) -> list[str]:
+    """What a manifest's ``artifact.engine`` says of precision, one sentence a line: coverage, then what is wrong with it; empty where it says nothing."""
+    try:
+        facts = wire.decode(EngineFacts, engine)
+    except ValueError:  # none, or of another release
+        return []
+    return [printable(text) for text in (facts.coverage, facts.undone and f"warning: {facts.undone}") if text]
 
 
 def speedup(interval: Mapping[str, Any] | None) -> str:

@@ -12,10 +12,29 @@ from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 
-from edgeopt.config.fields import PLAIN_NUMBER, WHOLE, Kind, Unfit, is_nothing, list_of, number, plain_text, seen, text
+from edgeopt.config.fields import (
+    PLAIN_NUMBER,
+    WHOLE,
+    Kind,
+    Unfit,
+    close_to,
+    is_nothing,
+    list_of,
+    number,
+    plain_text,
+    seen,
+    text,
+    whole,
+)
+from edgeopt.policy import Span
 
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{0,253}):(\d{1,5})", re.ASCII)
 _URL = re.compile(r"([a-z][a-z0-9+.-]{1,31}://|/)\S{1,2000}", re.ASCII)
+_SPAN = re.compile(r"\d{1,10}\.\.\d{1,10}(\.\.\d{1,10})?", re.ASCII)
+_SPAN_WORDS = ("min", "typical", "max")
+_OTHERS_WORDS = {"opt": "typical", "usual": "typical", "least": "min", "most": "max"}
+"""What other tools, and this one inside, call them."""
+_LONGEST = 10**9
 _DIMENSION_NAME = re.compile(r"[A-Za-z_?][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 
@@ -56,17 +75,48 @@ def without_credentials(value: str) -> str:
 
 
 def dimension() -> Kind:
-    """A length from 1 up, or the name of a dimension that stays open."""
+    """A length from 1 up, the name of a dimension that stays open, or the lengths that it may have: ``1..8..32``, ``{min, typical, max}``."""
 
-    def read(node: yaml.Node) -> int | str:
+    def read(node: yaml.Node) -> int | str | Span:
+        if isinstance(node, yaml.MappingNode):
+            return _checked_span(_span_of_mapping(node), node)
+        if match := _SPAN.fullmatch(plain_text(node) or ""):
+            least, *typical, most = (int(part) for part in match[0].split(".."))
+            return _checked_span(Span(least=least, typical=typical[0] if typical else None, most=most), node)
         value = node.value if isinstance(node, yaml.ScalarNode) and not is_nothing(node) else ""
-        if not node_is_quoted(node) and WHOLE.fullmatch(value) and 1 <= int(value) <= 10**9:
+        if not node_is_quoted(node) and WHOLE.fullmatch(value) and 1 <= int(value) <= _LONGEST:
             return int(value)
         if not _DIMENSION_NAME.fullmatch(value):
-            raise Unfit(f"is {seen(node)}, not a length from 1 up or the name of a dimension")
+            raise Unfit(f"is {seen(node)}, not a length from 1 up, a range such as 1..8..32 or the name of a dimension")
         return str(value)
 
-    return Kind(read, lambda value: value)
+    return Kind(read, lambda value: str(value) if isinstance(value, Span) else value)
+
+
+def _span_of_mapping(node: yaml.MappingNode) -> Span:
+    length, found = whole(1, _LONGEST), dict[str, int]()
+    for key, value in node.value:
+        word = key.value if isinstance(key, yaml.ScalarNode) else seen(key)
+        if word not in _SPAN_WORDS:
+            meant = _OTHERS_WORDS.get(word) or close_to(word, _SPAN_WORDS)
+            raise Unfit(f"has {word!r:.40}, not min, typical and max{f'; did you mean {meant}?' if meant else ''}")
+        if word in found:
+            raise Unfit(f"has {word} twice")
+        try:
+            found[word] = length.read(value)
+        except Unfit as error:
+            raise Unfit(f"has {word}, which {error}") from error
+    if missing := [word for word in ("min", "max") if word not in found]:
+        raise Unfit(f"lacks {' and '.join(missing)}")
+    return Span(least=found["min"], typical=found.get("typical"), most=found["max"])
+
+
+def _checked_span(span: Span, node: yaml.Node) -> Span:
+    ordered = span.least <= (span.typical or span.least) <= (span.typical or span.most) <= span.most
+    if span.least < 1 or not ordered or span.most > _LONGEST or span.typical == 0:
+        said = str(span) if isinstance(node, yaml.MappingNode) else seen(node)
+        raise Unfit(f"is {said}, not lengths from 1 up in the order min, typical, max")
+    return span
 
 
 def node_is_quoted(node: yaml.Node) -> bool:

@@ -134,7 +134,7 @@ PRUNE_CHANNELS: Mapping[str, Kind] = {
     ),
     "ratio": kinds.number(0, 1, below=True),
     "removed": _counts(),
-    "scope": kinds.choice("local", "global"),
+    "scope": kinds.choice("local", "global", "kind"),
     "multiple": _count(),
     "largest": _count(),
     "refit": kinds.boolean(),

@@ -34,6 +34,8 @@ class Slot:
     indices: tuple[tuple[int, ...], ...]
     """For each unit, its indices on that axis."""
     role: Role
+    operator: str = ""
+    """Types of the operators that work with the constant, such as ``Conv`` or, where channels are in groups, ``Conv in groups``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +139,27 @@ def _parts(ledger: Ledger) -> dict[int, list[tuple[int, int]]]:
 
 def _slots(ledger: Ledger, units: dict[int, dict[_Place, list[int]]], roots: list[int]) -> tuple[Slot, ...]:
     layouts = {str(value.name): layout for value, layout in ledger.constants.items()}
+    values = {str(value.name): value for value in ledger.constants}
     slots = []
     for name, axis in units[roots[0]]:
         ids = layouts[name][axis]
         indices = tuple(tuple(units[root][name, axis]) for root in roots)
         first = int(ids[indices[0][0]]) if ids is not None else 0
-        slots.append(Slot(name, axis, indices, ledger.roles.get(first, "follower")))
+        operator = "+".join(sorted(_operators(values[name], ledger)))
+        slots.append(Slot(name, axis, indices, ledger.roles.get(first, "follower"), operator))
     return tuple(slots)
+
+
+def _operators(value: ir.Value, ledger: Ledger) -> set[str]:
+    """What works with a constant, also behind nodes that only lay it out anew."""
+    found = set()
+    for node in value.consumers():
+        if all(made in ledger.derived for made in node.outputs):
+            found |= set().union(*(_operators(made, ledger) for made in node.outputs))
+        else:
+            group = node.attributes.get("group")
+            found.add(node.op_type + (" in groups" if group is not None and group.as_int() != 1 else ""))
+    return found
 
 
 def _kinds(ledger: Ledger) -> dict[int, Kind]:

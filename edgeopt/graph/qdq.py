@@ -130,6 +130,15 @@ class QdqWriter:
         _graph_of(anchor).insert_before(anchor, node)
         return node.outputs[0]
 
+    def append(self, operator: str, inputs: Sequence[ir.Value | None], base: str, *attributes: ir.Attr) -> ir.Value:
+        """The float output of a new operator at the end of the main graph."""
+        node = self._node(operator, inputs, base)
+        for attribute in attributes:
+            node.attributes[attribute.name] = attribute
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        self._graph.append(node)
+        return node.outputs[0]
+
     def insert(self, anchor: ir.Node, node: ir.Node) -> None:
         """Put a ready node in front of ``anchor`` and name its outputs."""
         for index, output in enumerate(node.outputs):

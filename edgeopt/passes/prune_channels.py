@@ -9,7 +9,7 @@ Settings (all optional):
 - ``criterion``  obs | l1 | l2 | group_l2 | batch_norm | entropy | apoz | variance | taylor (needs the train extra) | random, see ``calibrate.importance``
 - ``ratio``      share of each family's units that go
 - ``removed``    JSON object of counts by family, instead of ``ratio``; taken as they are
-- ``scope``      local: every family loses its share; global: ranked across families of a kind
+- ``scope``      local: every family loses its share; global: ranked across families of the same structure; kind: of the same kind
 - ``multiple``   what is left is a multiple of this; 0: by the family's size, ``largest`` at most, 1 for heads
 - ``largest``    of these multiples; 0: what the target's kernels work in (32, 16 or 8)
 - ``refit``      least squares for who read what goes; needs calibration samples

@@ -13,7 +13,8 @@ Settings (all optional):
 - ``symmetric``       activations with their zero in the middle and float biases: what TensorRT takes
 - ``depthwise``       false leaves convolutions of one input channel a group float: TensorRT has no integer kernel for
                       them and pads every group to four channels
-- ``bias_correction`` see ``calibrate.bias``
+- ``bias_correction`` off | analytic | empirical: by what rounding the weights does to the mean output (``calibrate.bias``), or by what the target's
+                      kernels were seen to do to it (``calibrate.kernel_error``); true and false stand for analytic and off
 - ``skip``            JSON list of names of nodes that stay float
 - ``unsigned``        JSON list of names of layers whose weights become uint8 of full range: x86 kernels without VNNI add those up exactly, more slowly
 - ``wide``            JSON list of names of layers that read and write 16 bits (uint16 activations, int8 weights): needs opset 21 and a runtime
@@ -22,7 +23,9 @@ Settings (all optional):
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,8 +35,9 @@ from numpy.typing import NDArray
 from edgeopt.calibrate import bias as bias_correction
 from edgeopt.calibrate import qparams
 from edgeopt.calibrate.collect import Observation, collect
+from edgeopt.calibrate.kernel_error import kernel_errors
 from edgeopt.calibrate.qparams import ActivationName, DtypeName, QParams
-from edgeopt.calibrate.ranges import METHODS, range_of
+from edgeopt.calibrate.ranges import METHODS, Grid, range_of
 from edgeopt.calibrate.scheme import read_names, read_settings
 from edgeopt.errors import PassFailed
 from edgeopt.graph import edit, portable, quantizable, tensors
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
 
 _PER_CHANNEL_OPSET = 13
 _OLDEST_OPSET = 10
+_CORRECTIONS = ("off", "analytic", "empirical")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +66,7 @@ class Scheme:
     reduced_range: bool = False
     symmetric: bool = False
     depthwise: bool = True
-    bias_correction: bool = False
+    bias_correction: str = "off"
     skip: str = "[]"
     unsigned: str = "[]"
     wide: str = "[]"
@@ -72,6 +77,10 @@ class Scheme:
             raise PassFailed(f"{self.method!r} is no calibration method", hint=f"Use one of {', '.join(METHODS)}.")
         if self.activation == "int8" and (self.weight == "uint8" or read_names(self.unsigned)):
             raise PassFailed("uint8 weights have no integer kernel beside int8 activations", hint="Use int8 weights.")
+        if self.bias_correction not in _CORRECTIONS:
+            raise PassFailed(
+                f"{self.bias_correction!r} is no way to correct biases", hint=f"Use one of {', '.join(_CORRECTIONS)}."
+            )
         if self.symmetric and read_names(self.wide):
             raise PassFailed(
                 "symmetric activations are for TensorRT, which has no 16-bit ones", hint="Leave wide out, or symmetric."
@@ -95,26 +104,27 @@ class QuantizeStatic:
 
     def apply(self, model: Model, settings: Settings, evidence: Evidence) -> Model:
         """The quantized model; raises :class:`~edgeopt.errors.PassFailed` where nothing can be quantized."""
-        scheme = read_settings(Scheme, settings, technique=self.name)
+        scheme = read_settings(Scheme, _spelled_out(settings), technique=self.name)
         scheme.check()
         _check_opset(model, scheme)
-        quantized = edit.copy(model)
+        fused = edit.copy(model)
         if read_names(scheme.wide):
-            quantized = portable.prepared(quantized)
-        fuse_gemm(quantized)
+            fused = portable.prepared(fused)
+        fuse_gemm(fused)
         skip = read_names(scheme.skip)
         if not scheme.depthwise:
-            skip |= quantizable.depthwise(quantized.graph)
-        placement = quantizable.place(quantized.graph, skip=skip)
-        if not placement.layers:
+            skip |= quantizable.depthwise(fused.graph)
+        layers = quantizable.place(fused.graph, skip=skip).layers
+        if not layers:
             raise PassFailed(
                 f"no Conv, Gemm or MatMul with a constant float32 weight is left to quantize ({len(skip)} skipped)",
                 hint="Leave this technique out for this model.",
             )
-        observations = observe(quantized, evidence)
-        _Quantizer(quantized, placement, scheme, observations).write()
-        edit.prune(quantized)
-        return quantized
+        observations = observe(fused, evidence)
+        quantized = _quantized(fused, scheme, skip, observations)
+        if scheme.bias_correction != "empirical":
+            return quantized
+        return _quantized(fused, scheme, skip, observations, kernel_errors(quantized, layers, evidence))
 
     def layers(self, model: Model) -> tuple[str, ...]:
         """Names of the layers that would be quantized, in graph order: what ``skip`` may list."""
@@ -133,16 +143,43 @@ def observe(model: Model, evidence: Evidence) -> dict[str, Observation]:
     return collect(model, sorted(names), evidence, channels=channels)
 
 
+def _spelled_out(settings: Settings) -> Settings:
+    """Recipes knew two ways to correct biases, true and false, before there was a third."""
+    given = settings.get("bias_correction")
+    return {**settings, "bias_correction": "analytic" if given else "off"} if isinstance(given, bool) else settings
+
+
+def _quantized(
+    fused: ir.Model,
+    scheme: Scheme,
+    skip: frozenset[str],
+    observations: dict[str, Observation],
+    errors: Mapping[str, NDArray[np.float64]] = MappingProxyType({}),
+) -> ir.Model:
+    """A quantized copy; ``errors`` are the kernels' own by name of the layer, where they were seen."""
+    quantized = edit.copy(fused)
+    placement = quantizable.place(quantized.graph, skip=skip)
+    _Quantizer(quantized, placement, scheme, observations, errors).write()
+    edit.prune(quantized)
+    return quantized
+
+
 class _Quantizer:
     """One quantization of one model."""
 
     def __init__(
-        self, model: ir.Model, placement: Placement, scheme: Scheme, observations: dict[str, Observation]
+        self,
+        model: ir.Model,
+        placement: Placement,
+        scheme: Scheme,
+        observations: dict[str, Observation],
+        errors: Mapping[str, NDArray[np.float64]],
     ) -> None:
         self._writer = QdqWriter(model)
         self._placement = placement
         self._scheme = scheme
         self._observations = observations
+        self._errors = errors
         self._parameters: dict[ir.Value, QParams] = {}
         wide = read_names(scheme.wide)
         ends = [value for layer in placement.layers if layer.name in wide for value in (layer.data, layer.output)]
@@ -171,8 +208,9 @@ class _Quantizer:
     def _activation(self, value: ir.Value) -> QParams:
         root = self._placement.root(value)
         if root not in self._parameters:
-            covered = range_of(self._observations[str(root.name)].stats, self._scheme.method)
             dtype: ActivationName = "uint16" if root in self._wide else self._scheme.activation
+            grid = Grid(codes=2 ** (8 * np.dtype(dtype).itemsize), symmetric=self._scheme.symmetric)
+            covered = range_of(self._observations[str(root.name)].stats, self._scheme.method, grid)
             self._parameters[root] = qparams.activation_qparams(covered, dtype=dtype, symmetric=self._scheme.symmetric)
         return self._parameters[root]
 
@@ -189,7 +227,9 @@ class _Quantizer:
             smallest=qparams.smallest_weight_scale(bias, input_scale) if bias is not None else 0.0,
         )
         codes = qparams.quantize(weight, parameters)
-        if self._scheme.bias_correction:
+        if layer.name in self._errors:
+            bias = self._corrected(layer, bias, self._errors[layer.name])
+        elif self._scheme.bias_correction == "analytic":
             error = qparams.dequantize(codes, parameters) - weight
             mean = self._observations[str(layer.data.name)].mean
             bias = self._corrected(layer, bias, bias_correction.mean_shift(error, mean, output_axis=layer.weight_axis))
@@ -235,7 +275,7 @@ def _check_opset(model: Model, scheme: Scheme) -> None:
     opset = model.opset_imports.get("", 0)
     if opset < _OLDEST_OPSET:
         raise PassFailed(f"opset {opset} has no QuantizeLinear", hint="Export the model again with opset_version=17.")
-    if scheme.per_channel and opset < _PER_CHANNEL_OPSET:
+    if (scheme.per_channel or scheme.bias_correction == "empirical") and opset < _PER_CHANNEL_OPSET:
         raise PassFailed(
             f"opset {opset} is older than {_PER_CHANNEL_OPSET}, the first with per-channel DequantizeLinear",
             hint="Run tidy first, which raises the opset, or export the model again with opset_version=17.",

@@ -12,10 +12,10 @@ import statistics
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeopt import fingerprint
 from edgeopt.errors import CompileFailed, MeasureFailed
 from edgeopt.integrity import model_files, sha256_of
 from edgeopt.records import Artifact, Recipe, Scalar, Signature, Target
@@ -54,11 +54,13 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self) -> None:
-        self.version = version("onnxruntime")
+        self.version = fingerprint.installed(self.name) or ""
 
     def refuse(self, signature: Signature, target: Target) -> str | None:
-        """Only CPU targets are served here."""
+        """Only CPU targets are served here, by whichever of its packages is installed."""
         del signature
+        if not self.version:
+            return "onnxruntime is not installed here (pip install onnxruntime)"
         if target.name not in ("cpu", "arm"):
             return f"onnxruntime serves cpu and arm targets, not {target.name}"
         return None

@@ -15,34 +15,29 @@ from functools import partial
 from edgeopt.errors import MeasureFailed, UnsupportedModel
 from edgeopt.protocols import EngineBuilder, Runtime, Samples
 from edgeopt.records import Artifact, Measurement
-from edgeopt.stages import ahead, attempt, baseline, quality
+from edgeopt.stages import ahead, attempt, baseline
 from edgeopt.stages.attempt import Workbench
 
 
-def aimed(bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples], runners: ExitStack) -> Workbench:
+def aimed(
+    bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples], runners: ExitStack, *, stated: ahead.Stated = ()
+) -> Workbench:
     """The bench whose candidates become engines that run here; its original is the original's own engine, open until ``runners`` closes.
 
     Raises :class:`~edgeopt.errors.UnsupportedModel` where TensorRT does not take the original, or its engine does not run.
     """
-    engines, engine = ahead.original_engine(bench, builder, sets)
+    engines, engine = ahead.original_engine(bench, builder, sets, stated)
+    # not by definition as right as the original: it is another runtime on another processor
+    judged = replace(bench.reference, own=False)
     try:
         original = runners.enter_context(bench.start(engine))
         original.hold(bench.timed)
-        own = baseline.measured(original, engine, bench.reference, bench.goal, seed=bench.seed)
-        assert own.measurement is not None  # noqa: S101  # the baseline is always measured
-        # not by definition as right as the original: it is another runtime on another processor
-        judged = quality.judge(bench.reference, original.run, bench.goal, seed=bench.seed)
+        own = baseline.measured(original, engine, judged, bench.goal, seed=bench.seed)
     except MeasureFailed as error:
         raise UnsupportedModel(
             f"the original's engine does not run here: {error.message}", hint="Set target.name to cpu for this model."
         ) from error
-    measured = replace(own.measurement, quality=judged, conditions=original.conditions())
-    return replace(
-        bench,
-        original=original,
-        baseline=replace(own, measurement=measured),
-        examine=partial(examine, engines=engines),
-    )
+    return replace(bench, reference=judged, original=original, baseline=own, examine=partial(examine, engines=engines))
 
 
 def examine(artifact: Artifact, bench: Workbench, *, engines: Runtime) -> tuple[Artifact, Measurement]:

@@ -7,7 +7,7 @@ own layer table: it orders candidates where memory is the limit, and it is no pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,22 +16,28 @@ from edgeopt.errors import CompileFailed, UnsupportedModel
 from edgeopt.graph import save
 from edgeopt.layout import ARTIFACT_FILE
 from edgeopt.orders import Event
-from edgeopt.protocols import EngineBuilder, Runtime, Samples
-from edgeopt.records import Artifact, Interval, Latency, Measurement, Quality, Recipe, Trial
+from edgeopt.policy import InputHint, WorkerLimits
+from edgeopt.protocols import EngineBuilder, Evidence, Runtime, Samples
+from edgeopt.records import Artifact, Interval, Latency, Measurement, Quality, Recipe, Target, TensorSpec, Trial
 from edgeopt.stages import quality
 from edgeopt.stages.attempt import Workbench
-from edgeopt.stages.events import staged
+from edgeopt.stages.events import Emit, staged
 
 _NOT_TIMED = Latency(p50_ms=0.0, p90_ms=0.0, p99_ms=0.0)
 _SHAPES_LOOKED_AT = 256
+Stated = Sequence[tuple[str, InputHint]]
+"""What a job file says of inputs, by name."""
+_ENGINES_FOLDER = "engines"
+_BUILD_SHARE = 0.5
+"""Of the job's time, for one engine at most: whoever takes longer leaves nothing to compare it with."""
 
 
-def aimed(bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples]) -> Workbench:
+def aimed(bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples], *, stated: Stated = ()) -> Workbench:
     """The bench whose candidates become engines; its baseline is the original's own engine.
 
     Raises :class:`~edgeopt.errors.UnsupportedModel` where TensorRT does not take the original.
     """
-    engines, engine = original_engine(bench, builder, sets)
+    engines, engine = original_engine(bench, builder, sets, stated)
     judged = bench.baseline.measurement
     assert judged is not None  # noqa: S101  # the original was judged before
     # the searches ask the baseline what one inference costs, and theirs run in ONNX Runtime
@@ -40,35 +46,59 @@ def aimed(bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples]) -> 
     return replace(bench, baseline=baseline, examine=partial(examine, engines=engines))
 
 
-def original_engine(bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples]) -> tuple[Runtime, Artifact]:
+def original_engine(
+    bench: Workbench, builder: EngineBuilder, sets: Iterable[Samples], stated: Stated
+) -> tuple[Runtime, Artifact]:
     """The builder for the shapes that the samples have, and the engine of the model as dropped.
 
     Raises :class:`~edgeopt.errors.UnsupportedModel` where TensorRT does not take it.
     """
-    seen = [shapes for samples in sets for shapes in _shapes(samples)]
     try:
-        engines = builder.taking(bench.signature.inputs, seen)
+        engines = taking(builder, bench.signature.inputs, sets, stated=stated)
         file = bench.folder / "candidates" / Recipe().id / ARTIFACT_FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         save.save(bench.model, file)
         with staged("build", bench.emit, inside="baseline"):
-            return engines, engines.compile(file, Recipe(), bench.target)
+            return engines, built(file, engines, Recipe(), target=bench.target, emit=bench.emit)
     except CompileFailed as error:
         raise UnsupportedModel(error.message, hint=error.hint) from error
+
+
+def taking(
+    builder: EngineBuilder, inputs: Sequence[TensorSpec], sets: Iterable[Samples], *, stated: Stated = ()
+) -> Runtime:
+    """The builder for the shapes that ``sets`` have and a job file has ``stated``; raises :class:`~edgeopt.errors.CompileFailed`."""
+    return builder.taking(inputs, [shapes for samples in sets for shapes in _shapes(samples)], stated=stated)
 
 
 def candidate_engine(artifact: Artifact, bench: Workbench, engines: Runtime) -> Artifact:
     """The engine of ``artifact``'s ONNX file, beside it; raises :class:`~edgeopt.errors.CompileFailed`."""
     with staged("build", bench.emit, inside="measure"):
-        return engines.compile(Path(artifact.path), Recipe(), bench.target)
+        return built(Path(artifact.path), engines, Recipe(), target=bench.target, emit=bench.emit)
 
 
-def tell(bench: Workbench, share: float, words: str) -> None:
+def built(model: Path, engines: Runtime, recipe: Recipe, *, target: Target, emit: Emit) -> Artifact:
+    """The engine of ``model``, with a note where TensorRT quietly undid its quantization; raises :class:`~edgeopt.errors.CompileFailed`."""
+    engine = engines.compile(model, recipe, target)
+    if engine.engine is not None and engine.engine.undone:
+        emit(Event(kind="note", fields={"text": engine.engine.undone}))
+    return engine
+
+
+def within(
+    builder: EngineBuilder, limits: WorkerLimits, cache: Path, *, evidence: Evidence, emit: Emit
+) -> EngineBuilder:
+    """The builder with its share of the job's time for each engine, which tells how far it is as events and keeps engines in the model's ``cache``."""
+    tell, limit_s = partial(_tell, evidence, emit), _BUILD_SHARE * limits.job_timeout_s
+    return builder.under(limit_s=limit_s, tell=tell, cache=cache / _ENGINES_FOLDER)
+
+
+def _tell(evidence: Evidence, emit: Emit, share: float, words: str) -> None:
     """Pass a build's progress on: as part of the candidate that it is for, or of the original before there is one."""
-    if (progress := bench.evidence.progress) is not None:
+    if (progress := evidence.progress) is not None:
         progress(share, words)
         return
-    bench.emit(Event(kind="progress", fields={"ratio": 0.0, "trial": 0, "trials": 0, "text": f"original: {words}"}))
+    emit(Event(kind="progress", fields={"ratio": 0.0, "trial": 0, "trials": 0, "text": f"original: {words}"}))
 
 
 def examine(artifact: Artifact, bench: Workbench, *, engines: Runtime) -> tuple[Artifact, Measurement]:

@@ -88,10 +88,10 @@ def held(original: Runner, artifact: Artifact, reference: Reference, policy: Pol
 def measured(original: Runner, artifact: Artifact, reference: Reference, goal: Goal, *, seed: int) -> Trial:
     """The original's own trial: by definition neither faster nor smaller than itself, and as right as it is.
 
-    ``original`` must hold the timed feeds. It runs once more where the reference is a teacher's.
+    ``original`` must hold the timed feeds. It runs once more where the reference is not its own: a teacher's answers, or another runtime's.
     """
     stored = reference.outputs()
-    run: RunOne = original.run if reference.taught else lambda _feeds: next(stored)
+    run: RunOne = (lambda _feeds: next(stored)) if reference.own else original.run
     own = quality.judge(reference, run, goal, seed=seed)
     latency = measure.alone(original)
     measurement = Measurement(
@@ -102,5 +102,6 @@ def measured(original: Runner, artifact: Artifact, reference: Reference, goal: G
         peak_memory_bytes=original.peak_memory_bytes(),
         memory_ratio=1.0,
         quality=own,
+        conditions=original.conditions(),
     )
     return Trial(recipe=Recipe(), artifact=artifact, measurement=measurement)

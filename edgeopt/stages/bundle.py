@@ -7,14 +7,14 @@ elsewhere and is not trusted: :func:`read` holds it against the records and agai
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
 from edgeopt import __version__, wire
 from edgeopt.errors import BadBundle
 from edgeopt.layout import ARTIFACT_FILE, CANDIDATES_FOLDER
-from edgeopt.orders import Source
+from edgeopt.orders import JobOrder, Source
 from edgeopt.policy import Policy
 from edgeopt.records import DataOrigin, Quality, Recipe, Target
 
@@ -89,6 +89,14 @@ def _check(found: Bundle) -> None:
         _ = candidate.recipe.label  # a setting may look like a list and be none
 
 
+def with_policy(order: JobOrder, offered: Bundle) -> JobOrder:
+    """The bundle's policy; how many threads and how long, this device's configuration says."""
+    here, there = order.policy, offered.policy
+    target = replace(there.target, threads=here.target.threads, compute_capability=())
+    search = replace(there.search, budget_s=here.search.budget_s, trials=None)
+    return replace(order, policy=replace(there, target=target, search=search, teacher=None))
+
+
 def model_in(folder: Path, address: str) -> Path:
     """Where the model with this address lies below an unpacked bundle; :class:`~edgeopt.errors.BadBundle` where it does not."""
     path = folder / CANDIDATES_FOLDER / address / ARTIFACT_FILE
@@ -98,3 +106,21 @@ def model_in(folder: Path, address: str) -> Path:
             hint="Prepare the bundle again; this one was put together by something else.",
         )
     return path
+
+
+def provenance(made: Bundle) -> dict[str, object]:
+    """Where the version was prepared, out of which model, and how right its candidates were there."""
+    keys = ("name", "device", "arch", "features", "threads")
+    return {
+        "source": wire.encode(made.source),
+        "edgeopt": made.edgeopt,
+        "on": made.machine,
+        "for": {key: value for key, value in wire.encode(made.target).items() if key in keys},
+        "environment": dict(made.environment),
+        "eval": wire.encode(made.eval),
+        "found": [
+            f"{each.recipe.label}: {each.quality.metric} drops by {each.quality.drop:.4g}, at most {each.quality.ci95[1]:.4g}"
+            f" (95 %) on {each.quality.samples} samples"
+            for each in made.candidates
+        ],
+    }

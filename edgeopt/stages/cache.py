@@ -20,7 +20,7 @@ from typing import Any
 
 from edgeopt import __version__, fingerprint, wire
 from edgeopt.device import THIS_HOST, Host
-from edgeopt.integrity import model_files, sha256_of
+from edgeopt.integrity import link_or_copy, model_files, sha256_of
 from edgeopt.records import Recipe, Target, Trial
 from edgeopt.stages import report
 
@@ -67,7 +67,7 @@ class CandidateCache:
         if trial.artifact is not None:
             made = Path(trial.artifact.path)
             for file in model_files(made):
-                _link(file, temporary / file.name)
+                link_or_copy(file, temporary / file.name)
         (temporary / _TRIAL_FILE).write_text(wire.dumps(trial))
         shutil.rmtree(entry, ignore_errors=True)
         temporary.rename(entry)
@@ -75,10 +75,3 @@ class CandidateCache:
     def _entry(self, recipe: Recipe) -> Path:
         key = hashlib.sha256(f"{recipe.id}\n{self._facts}".encode()).hexdigest()[:32]
         return self._folder / key
-
-
-def _link(file: Path, name: Path) -> None:
-    try:
-        name.hardlink_to(file)
-    except OSError:
-        shutil.copyfile(file, name)

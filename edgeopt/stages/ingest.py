@@ -7,6 +7,7 @@ checks and what each guards against.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +23,9 @@ from edgeopt.graph.limits import GraphLimits
 from edgeopt.graph.load import load_checked
 from edgeopt.layout import JobFolder
 from edgeopt.orders import JobOrder
-from edgeopt.policy import Policy
+from edgeopt.policy import Dim, Policy, Span
 from edgeopt.records import Signature
-from edgeopt.stages.signature import dimensions, signature_of
+from edgeopt.stages.signature import UNKNOWN_DIM, dimensions, signature_of
 
 if TYPE_CHECKING:
     from edgeopt.protocols import Model
@@ -111,26 +112,40 @@ def _policy(folder: JobFolder, order: JobOrder) -> Policy:
 def _apply_shape_hints(model: Model, policy: Policy) -> None:
     """Check ``inputs.NAME.shape`` against the model, and take it over where the model gives no rank at all."""
     inputs = {value.name: value for value in model.graph.inputs if value.name not in model.graph.initializers}
+    spans: dict[str, Span] = {}
     mistakes = [f"inputs.{name} is not an input of the model" for name, _ in policy.inputs if name not in inputs]
     for name, hint in policy.inputs:
         value = inputs.get(name)
         if value is None or hint.shape is None:
             continue
         if value.shape is None:
-            value.shape = ir.Shape(hint.shape)
+            value.shape = ir.Shape([None if isinstance(dim, Span) else dim for dim in hint.shape])
             continue
         declared = dimensions(value.shape)
-        same_rank = len(declared) == len(hint.shape)
-        pairs = zip(declared, hint.shape, strict=True) if same_rank else ()
-        if not same_rank or any(
-            isinstance(dim, int) and isinstance(hinted, int) and dim != hinted for dim, hinted in pairs
-        ):
-            mistakes.append(f"inputs.{name}.shape is {list(hint.shape)}, but the model says {list(declared)}")
+        if len(declared) != len(hint.shape) or not all(map(_agree, declared, hint.shape)):
+            stated = [str(dim) if isinstance(dim, Span) else dim for dim in hint.shape]
+            mistakes.append(f"inputs.{name}.shape is {stated}, but the model says {list(declared)}")
+        mistakes += _contradictions(name, zip(declared, hint.shape, strict=False), spans)
     if mistakes:
         raise BadJobFile(
             f"the job file has mistakes: {'; '.join(mistakes)}",
             hint=f"Use the model's inputs: {', '.join(map(str, inputs))}.",
         )
+
+
+def _contradictions(name: str, pairs: Iterable[tuple[Dim, Dim | Span]], spans: dict[str, Span]) -> Iterator[str]:
+    """Dimensions of one name have one length, so what is stated of one holds for all; ``spans`` is filled on the way."""
+    for dim, hinted in pairs:
+        if not isinstance(hinted, Span) or not isinstance(dim, str) or dim == UNKNOWN_DIM:
+            continue
+        if (other := spans.setdefault(dim, hinted)) != hinted:
+            yield f"inputs.{name}.shape has {hinted} for {dim}, and another input {other}"
+
+
+def _agree(declared: Dim, hinted: Dim | Span) -> bool:
+    if not isinstance(declared, int) or isinstance(hinted, str):
+        return True
+    return hinted.least <= declared <= hinted.most if isinstance(hinted, Span) else declared == hinted
 
 
 def _samples(folder: JobFolder, file: str | None, kind: str, signature: Signature, policy: Policy) -> SampleSet | None:

@@ -44,6 +44,8 @@ class Reference:
     origin: DataOrigin
     taught: bool = False
     """The outputs are those of a teacher: the original itself is some way off."""
+    own: bool = True
+    """The outputs are those of the very artifact that candidates are timed against; else that is judged by them like a candidate."""
 
     @property
     def synthetic(self) -> bool:

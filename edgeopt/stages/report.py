@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edgeopt import __version__, fingerprint, wire
+from edgeopt import __version__, device, fingerprint, wire
 from edgeopt.integrity import model_files, sha256_of
 from edgeopt.layout import ARTIFACT_FILE, ENGINE_FILE, MANIFEST_FILE, REPORT_FILE
 from edgeopt.orders import JobOrder
@@ -23,8 +22,9 @@ from edgeopt.records import Artifact, Latency, Measurement, Quality, Recipe, Tar
 from edgeopt.stages import report_page
 from edgeopt.stages.data import Data
 
-_LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "tensorrt")
-_RTX = ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings")
+_LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxscript", "torch")
+_RUNTIMES = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
+"""Under which name each runtime stands in a manifest's ``environment``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,8 @@ class Findings:
     verdict: Verdict
     prepared: Mapping[str, Any] = field(default_factory=dict)
     """Where the candidates come from, if not from here; see ``acceptance``."""
+    frailty: Sequence[Mapping[str, Any]] = ()
+    """What each family of channels can give up, where pruning was searched for; see ``frailty``."""
 
 
 def write(findings: Findings, out: Path) -> None:
@@ -85,6 +87,7 @@ def manifest(findings: Findings) -> dict[str, Any]:
         "result": _result(winner.measurement),
         "baseline": _baseline(baseline.measurement, beside=winner.measurement),
         "candidates": [_candidate(trial) for trial in verdict.trials],
+        **({"pruning": {"families": [dict(row) for row in findings.frailty]}} if findings.frailty else {}),
         "data": {
             "calibration": wire.encode(findings.data.calibration.origin),
             "eval": wire.encode(findings.data.eval.origin),
@@ -117,7 +120,9 @@ def _standing(winner: Trial, target: Target) -> dict[str, Any]:
 def _environment(artifact: Artifact, target: Target) -> dict[str, Any]:
     """Versions for people, and the fingerprint that is held against later days (``edgeopt.fingerprint``)."""
     taken = fingerprint.here(artifact.runtime)
-    driver = {"driver": taken.driver} if taken.driver else {}
+    driver: dict[str, Any] = {"driver": taken.driver} if taken.driver else {}
+    if driver and (uuids := device.gpu_uuids()):
+        driver["gpu_uuids"] = list(uuids)  # for people: which of several alike it was
     known = {name: value for name, value in wire.encode(taken).items() if value is not None}
     people = {"python": platform.python_version(), "cpu": taken.device or target.device}
     return {**versions(), **driver, **people, "fingerprint": known | {"runtime_version": artifact.runtime_version}}
@@ -243,15 +248,6 @@ def _rounded(value: float) -> float:
 
 def versions() -> dict[str, str]:
     """What is installed of the libraries that shape a result."""
-    found = {}
-    for library in _LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    for library in _RTX:
-        try:
-            found.setdefault("tensorrt_rtx", version(library))
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: fingerprint.version_of(name) for name in _LIBRARIES}
+    found |= {name: fingerprint.installed(runtime) for name, runtime in _RUNTIMES.items()}
+    return {name: version for name, version in found.items() if version is not None}

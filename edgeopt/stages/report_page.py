@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from edgeopt.stages import report_chart
+from edgeopt import wire
+from edgeopt.records import EngineFacts
+from edgeopt.stages import frailty, report_chart
 from edgeopt.stages import report_words as words
 
 if TYPE_CHECKING:
@@ -62,9 +64,11 @@ def render(manifest: Json) -> str:
         gain=gain_sentence(manifest),
         quality=quality_sentence(manifest),
         reason=str(manifest.get("verdict") or ""),
+        warning=engine_warning(manifest),
         changes=changes(manifest),
         candidates=rows,
         chart=report_chart.chart(manifest, [row.state for row in rows]),
+        frail=frailty.table(manifest),
         recipe=[words.step_label(step) for step in manifest.get("recipe", ())],
         recipe_json=json.dumps(manifest.get("recipe", []), ensure_ascii=True),
         facts=facts(manifest),
@@ -138,6 +142,12 @@ def quality_sentence(manifest: Json) -> str:
     return f"{text}; allowed was {words.percent(budget)}." if budget is not None else f"{text}."
 
 
+def engine_warning(manifest: Json) -> str:
+    """That TensorRT quietly computes a quantized model in float; empty where it does not, or where there is no engine."""
+    facts = _engine(manifest)
+    return f"{facts.undone}." if facts is not None and facts.undone else ""
+
+
 def changes(manifest: Json) -> list[Change]:
     """Before and after, row by row; rows without both numbers say so."""
     baseline, result = manifest.get("baseline", {}), manifest.get("result", {})
@@ -155,6 +165,10 @@ def changes(manifest: Json) -> list[Change]:
     rows.append(
         _change("Peak memory", (baseline.get("peak_memory_bytes"), result.get("peak_memory_bytes")), words.size_of)
     )
+    if coverage := _engine(manifest):
+        rows.append(
+            Change(label="Layers that multiply in int8", before=words.NOT_MEASURED, after=_int8(coverage), change="")
+        )
     before, after = baseline.get("quality") or {}, result.get("quality") or {}
     if after:
         rows.append(
@@ -188,6 +202,18 @@ def facts(manifest: Json) -> list[tuple[str, list[tuple[str, str]]]]:
     made = [(key, str(manifest[key])) for key in ("edgeopt", "created") if manifest.get(key)]
     told = [(title, words.flatten(manifest.get(key) or {})) for title, key in sections if manifest.get(key)]
     return [("Made by", made), *told] if made else told
+
+
+def _engine(manifest: Json) -> EngineFacts | None:
+    """The engine's facts; None where the artifact is none, or where another release of edgeopt wrote them."""
+    try:
+        return wire.decode(EngineFacts, words.dig(manifest, "artifact", "engine"))
+    except ValueError:
+        return None
+
+
+def _int8(facts: EngineFacts) -> str:
+    return words.NOT_MEASURED if facts.products is None else f"{facts.int8_products} of {facts.products}"
 
 
 @cache

@@ -9,15 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from edgeopt import policy, wire
 from edgeopt.errors import CandidateError, CompileFailed, MeasureFailed, PassFailed
 from edgeopt.orders import Event
 from edgeopt.records import Recipe, Step, Trial
-from edgeopt.stages import attempt, bits, contest, mixed, planner, pruning, recovery
+from edgeopt.stages import attempt, bits, contest, frailty, mixed, planner, pruning, recovery
 from edgeopt.stages.attempt import Workbench
 from edgeopt.stages.cache import CandidateCache
-from edgeopt.stages.events import staged
+from edgeopt.stages.events import staged, tell_trial
 from edgeopt.stages.rehearsal import Rehearsal
 
 _ERRORS = (CandidateError, PassFailed, CompileFailed, MeasureFailed)
@@ -59,6 +60,8 @@ class Search:
         self._started_s = clock()
         self._tried = 0
         self._planned = 0
+        self.frailty: list[dict[str, Any]] = []
+        """What each family of channels can give up; empty where pruning was not searched for."""
         self._further: recovery.Lesson | None = None
         """What pruning would go on with if distillation stood behind it."""
 
@@ -114,6 +117,7 @@ class Search:
                 except CandidateError as error:
                     reason = error.refusal
                 else:
+                    self.frailty = frailty.rows(prepared.shares, prepared.whole)
                     reached = yield from pruning.search(prepared, self._attempt_owed, self._lost, deadline_s=latest_s)
                     self._further = recovery.pruned_further(prepared, reached)
                     return
@@ -202,13 +206,7 @@ class Search:
 
     def _progress(self, recipe: Recipe, number: int, share: float, words: str) -> None:
         """Say how far the trial of ``recipe`` is; a pass that goes on for long calls it with its own share and words."""
-        fields = {
-            "ratio": (number - 1 + share) / self._planned,
-            "trial": number,
-            "trials": self._planned,
-            "text": f"{recipe.label}: {words}" if words else recipe.label,
-        }
-        self._bench.emit(Event(kind="progress", fields=fields))
+        tell_trial(self._bench.emit, recipe.label, (number, self._planned), share, words)
 
     def _tell(self, trial: Trial) -> None:
         self._bench.emit(Event(kind="candidate", fields={"outcome": _outcome(trial), "trial": wire.encode(trial)}))

@@ -44,7 +44,7 @@ def answers(
     except CompileFailed as error:
         raise BadData(f"the teacher does not open: {error.message}", hint=error.hint) from error
     with Runner(artifact) as runner:
-        return replace(reference.make(runner, samples, signature, ends, folder), taught=True)
+        return replace(reference.make(runner, samples, signature, ends, folder), taught=True, own=False)
 
 
 def lenient(goal: Goal, student: Quality) -> Goal:

@@ -7,7 +7,9 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,9 +21,10 @@ from edgeopt.cli import main
 from edgeopt.cli.optimize import read_recipe
 from edgeopt.daemon import drops, intake
 from edgeopt.errors import UsageError
-from edgeopt.layout import BUNDLE_FILE
+from edgeopt.layout import BUNDLE_FILE, JobFolder
 from edgeopt.orders import Event
 from edgeopt.policy import Goal, Policy, Search, WorkerLimits
+from edgeopt.records import Verdict
 from tests.bundles import altered, packed, unpacked
 from tests.devices import gpu_host
 from tests.integration.daemon import REAL_WORKER, Daemon
@@ -200,30 +203,104 @@ def test_daemon_publishes_the_candidate_that_wins_and_makes_it_anew_from_the_bun
     assert (hits, misses) == (0, 1), "its candidate was measured again, not remembered"
 
 
-def test_device_with_a_gpu_builds_engines_of_all_candidates_for_the_shapes_of_the_samples(
-    made: oneshot.Bundled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+# ---------------------------------------------------------------- accepting on a GPU
+@dataclass(frozen=True)
+class Accepted:
+    verdict: Verdict
+    folder: JobFolder
+    events: list[Event]
+
+    def said(self, kind: str) -> list[str]:
+        return [str(event.fields["text"]) for event in self.events if event.kind == kind]
+
+    def drop(self) -> float:
+        """How much less right the original's own engine is than what is held to be right."""
+        assert self.verdict.baseline.measurement is not None
+        return self.verdict.baseline.measurement.quality.drop
+
+
+def accepted_on_gpu(
+    made: oneshot.Bundled,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    builder: str = "Engines",
+    cache: Path | None = None,
+    driver: str = "550.1",
+    **changes: Any,
+) -> Accepted:
     """With a builder that has ONNX Runtime inside: where engines are built and measured, not what TensorRT makes of them."""
-    monkeypatch.setitem(catalogue.RUNTIMES, "tensorrt", ("tests.engines", "Engines"))
+    monkeypatch.setitem(catalogue.RUNTIMES, "tensorrt", ("tests.engines", builder))
     document = made.document
     # nothing may win, since the confirmation in fresh processes is what takes long
     policy = document["policy"] | {"target": document["policy"]["target"] | {"name": "tensorrt"}}
     policy["goal"] = policy["goal"] | {"min_speedup": 1000.0}
-    file = tmp_path / "digits.edgeopt"
-    file.write_bytes(altered(made.file, target=document["target"] | {"name": "tensorrt"}, policy=policy))
-    staged = intake.stage(drops.of_paths(file), staging_root=tmp_path / "staging", policy=SIZE, limits=WorkerLimits())
+    host = gpu_host(folder, driver)
+    file = folder / "digits.edgeopt"
+    file.write_bytes(altered(made.file, target=document["target"] | {"name": "tensorrt"}, policy=policy, **changes))
+    limits = WorkerLimits(job_timeout_s=100.0)
+    staged = intake.stage(drops.of_paths(file), staging_root=folder / "staging", policy=SIZE, limits=limits)
     events: list[Event] = []
-    old, new = (gpu_host(tmp_path / driver, driver) for driver in ("550.1", "560.2"))
-    verdict = acceptance.run(staged.order, staged.folder, tmp_path / "cache", events.append, host=old)
-    assert [trial.measurement is not None for trial in verdict.trials] == [True, True]
-    engines = list((staged.folder.work / "candidates").rglob("model.engine"))
+    verdict = acceptance.run(staged.order, staged.folder, cache or folder / "cache", events.append, host=host)
+    assert not list(staged.folder.input.rglob("*.engine")), "the input is not the job's to write to"
+    return Accepted(verdict, staged.folder, events)
+
+
+def test_device_with_a_gpu_builds_engines_of_all_candidates_for_the_shapes_of_the_samples(
+    made: oneshot.Bundled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = accepted_on_gpu(made, tmp_path, monkeypatch)
+    assert [trial.measurement is not None for trial in found.verdict.trials] == [True, True]
+    engines = list((found.folder.work / "candidates").rglob("model.engine"))
     assert len(engines) == 2
     assert all(engine.read_text().startswith("[{'image': (1, 1, 8, 8)}, ") for engine in engines)
-    assert not list(staged.folder.input.rglob("model.engine"))
-    # what was measured holds under that driver only
-    for host in (old, new):
-        acceptance.run(staged.order, staged.folder, tmp_path / "cache", events.append, host=host)
-    assert [event.fields["result"] for event in events if event.kind == "cache"] == ["miss", "hit", "miss"]
+    # half of the job's time for one engine, and each tells how far it is
+    words = "engine: half of it, 50 s at most"
+    assert [text for text in found.said("progress") if words in text] == [
+        f"original: {words}",
+        f"{found.verdict.trials[1].recipe.label}: {words}",
+    ]
+
+
+def test_what_was_measured_on_a_gpu_is_found_again_under_the_same_driver_only(
+    made: oneshot.Bundled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cached(job: str, driver: str) -> list[str]:
+        found = accepted_on_gpu(made, tmp_path / job, monkeypatch, cache=tmp_path / "cache", driver=driver)
+        return [event.fields["result"] for event in found.events if event.kind == "cache"]
+
+    assert cached("first", "550.1") == ["miss"]
+    assert cached("repeated", "550.1") == ["hit"]
+    assert cached("upgraded", "560.2") == ["miss"]
+
+
+def test_engines_are_held_against_what_onnx_runtime_answers_and_not_against_the_originals_own(
+    made: oneshot.Bundled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert accepted_on_gpu(made, tmp_path, monkeypatch, builder="ForgetfulEngines").drop() > 0.5
+
+
+def test_device_without_onnx_runtime_believes_the_originals_engine_and_says_so(
+    made: oneshot.Bundled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fingerprint.DISTRIBUTIONS, "onnxruntime", ())
+    found = accepted_on_gpu(made, tmp_path, monkeypatch, builder="ForgetfulEngines")
+    assert found.drop() == 0.0
+    assert any("the original's own engine answers" in note for note in found.said("note"))
+
+
+@pytest.mark.parametrize("has_onnx_runtime", [True, False])
+def test_teacher_answers_in_onnx_runtime_or_by_an_engine_for_the_shapes_of_the_samples(
+    made: oneshot.Bundled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_onnx_runtime: bool
+) -> None:
+    if not has_onnx_runtime:
+        monkeypatch.setitem(fingerprint.DISTRIBUTIONS, "onnxruntime", ())
+    found = accepted_on_gpu(made, tmp_path, monkeypatch, teacher=made.document["original"])
+    assert found.drop() == 0.0
+    engines = list((found.folder.work / "teacher").rglob("model.engine"))
+    assert [engine.read_text()[:26] for engine in engines] == (
+        [] if has_onnx_runtime else ["[{'image': (1, 1, 8, 8)}, "]
+    )
 
 
 def test_accepting_imports_nothing_that_makes_models() -> None:

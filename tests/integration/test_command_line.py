@@ -154,6 +154,19 @@ def test_inspect_shows_inputs_operators_and_layers(folder: Path) -> None:
     assert json.loads(edgeopt("inspect", str(SHIPPED / "digits.onnx"), "--json", cwd=folder).stdout)["opset"] == 18
 
 
+def test_inspect_tells_what_pruning_could_take_and_why_the_rest_stays(folder: Path) -> None:
+    done = edgeopt("inspect", str(SHIPPED / "digits.onnx"), "--channels", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["0.9.weight", "channels", "48", "Conv", "Gemm"] in lines
+    assert ["0.15.weight", "Softmax", "'node_softmax'", "mixes", "all", "of", "it"] in lines
+    done = edgeopt("inspect", str(SHIPPED / "digits.onnx"), "--channels", "--json", cwd=folder)
+    channels = json.loads(done.stdout)["channels"]
+    assert [family["units"] for family in channels["families"]] == [48] * 4
+    assert channels["families"][0]["read_by"] == [{"constant": "0.3.weight", "axis": 1, "operator": "Conv"}]
+    assert channels["lengths"] == "observed"
+
+
 def test_names_of_a_model_cannot_act_on_the_terminal(folder: Path) -> None:
     hostile = folder / "\x1b[31mred\n.onnx"
     hostile.write_text("no model")

@@ -17,7 +17,7 @@ from edgeopt.errors import CompileFailed, UnsupportedModel
 from edgeopt.integrity import sha256_of
 from edgeopt.layout import ENGINE_FILE, JobFolder
 from edgeopt.orders import Event, JobOrder, Source, StagedFiles
-from edgeopt.policy import Policy, Search, TargetRequest, WorkerLimits
+from edgeopt.policy import InputHint, Policy, Search, Span, TargetRequest, WorkerLimits
 from edgeopt.records import Artifact, EngineFacts, Recipe, Signature, Step, Target, TensorSpec
 from edgeopt.runtimes.ort import OnnxRuntime
 from tests.devices import gpu_host
@@ -31,19 +31,28 @@ class Copier(OnnxRuntime):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Mapping[str, tuple[int, ...]]] = []
+        self.stated: tuple[tuple[str, InputHint], ...] = ()
         self.limit_s = 0.0
+        self.cache: Path | None = None
         self.refuses = ""
+        self.facts = EngineFacts(key="k", gpus=(), build_s=0.1)
         self._tell: Callable[[float, str], None] = lambda _share, _words: None
 
     def refuse(self, signature: Signature, target: Target) -> str | None:
         return None
 
-    def under(self, *, limit_s: float, tell: Callable[[float, str], None]) -> Copier:
-        self.limit_s, self._tell = limit_s, tell
+    def under(self, *, limit_s: float, tell: Callable[[float, str], None], cache: Path | None = None) -> Copier:
+        self.limit_s, self._tell, self.cache = limit_s, tell, cache
         return self
 
-    def taking(self, inputs: Sequence[TensorSpec], seen: Iterable[Mapping[str, tuple[int, ...]]]) -> Copier:
-        self.seen = list(seen)
+    def taking(
+        self,
+        inputs: Sequence[TensorSpec],
+        seen: Iterable[Mapping[str, tuple[int, ...]]],
+        *,
+        stated: Sequence[tuple[str, InputHint]] = (),
+    ) -> Copier:
+        self.seen, self.stated = list(seen), tuple(stated)
         return self
 
     def compile(self, model: Path, recipe: Recipe, target: Target) -> Artifact:
@@ -58,7 +67,7 @@ class Copier(OnnxRuntime):
             path=str(engine),
             format="tensorrt-engine",
             sha256=sha256_of(engine),
-            engine=EngineFacts(key="k", gpus=(), build_s=0.1),
+            engine=self.facts,
         )
 
 
@@ -71,7 +80,12 @@ def copier(monkeypatch: pytest.MonkeyPatch) -> Copier:
 
 
 def work(
-    folder: JobFolder, *, cache: Path | None = None, host: device.Host = device.THIS_HOST, **target: Any
+    folder: JobFolder,
+    *,
+    job_file: str | None = None,
+    cache: Path | None = None,
+    host: device.Host = device.THIS_HOST,
+    **target: Any,
 ) -> tuple[dict[str, Any], list[Event]]:
     """The manifest and the events of a job on the shipped classifier, with one recipe."""
     folder.create()
@@ -83,7 +97,7 @@ def work(
         job_id="1",
         name="digits",
         source=Source(file="digits.onnx", format="onnx", sha256=sha256_of(model), bytes=model.stat().st_size),
-        files=StagedFiles(model="model.onnx", calibration="calibration.npz", eval="eval.npz"),
+        files=StagedFiles(model="model.onnx", calibration="calibration.npz", eval="eval.npz", job_file=job_file),
         policy=Policy(target=TargetRequest(name="tensorrt", threads=1, **target), search=Search(budget_s=1.0)),
         limits=WorkerLimits(job_timeout_s=100.0),
         only_recipe=Recipe(steps=(Step.of("tidy"),)),
@@ -102,7 +116,7 @@ def test_engines_are_judged_and_timed_where_their_gpu_is(copier: Copier, tmp_pat
     # the engine's own answers against those of ONNX Runtime, with the labels of the drop
     assert (manifest["result"]["quality"]["kind"], manifest["result"]["quality"]["drop"]) == ("accuracy", 0)
     assert (tmp_path / "out" / manifest["artifact"]["file"]).exists()
-    assert copier.limit_s == 50.0
+    assert (copier.limit_s, copier.cache) == (50.0, tmp_path / "cache" / "engines")
     assert {next(iter(each.values())) for each in copier.seen} == {(1, 1, 8, 8)}
     stages = [event.fields["stage"] for event in events if event.kind == "stage"]
     assert stages == [
@@ -112,6 +126,27 @@ def test_engines_are_judged_and_timed_where_their_gpu_is(copier: Copier, tmp_pat
     told = [event.fields["text"] for event in events if event.kind == "progress"]
     assert "original: engine: Building engine, 3 of 6" in told
     assert "tidy: engine: Building engine, 3 of 6" in told
+
+
+def test_lengths_that_the_job_file_states_reach_the_builder(copier: Copier, tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path)
+    folder.create()
+    (folder.input / "job.yaml").write_text("inputs: {image: {shape: [1..4..16, 1, 8, 8]}}\n")
+    work(folder, job_file="job.yaml")
+    assert copier.stated == (("image", InputHint(shape=(Span(least=1, typical=4, most=16), 1, 8, 8))),)
+    # a candidate that was built for other shapes is not taken out of the cache
+    (folder.input / "job.yaml").write_text("inputs: {image: {shape: [1..4..64, 1, 8, 8]}}\n")
+    _, events = work(folder, job_file="job.yaml")
+    assert [event.fields["result"] for event in events if event.kind == "cache"] == ["miss"]
+
+
+def test_quantization_that_tensorrt_undid_is_noted_with_every_engine(copier: Copier, tmp_path: Path) -> None:
+    copier.facts = EngineFacts(key="k", gpus=("SM75",), build_s=0.1, products=4, int8_products=0, quantized_products=4)
+    manifest, events = work(JobFolder(tmp_path))
+    notes = [event.fields["text"] for event in events if event.kind == "note"]
+    assert [str(note).partition(":")[0] for note in notes] == ["0 of 4 layers run in int8 on SM75"] * 2
+    assert "TensorRT undid the quantization of 4" in (tmp_path / "out" / "report.html").read_text()
+    assert manifest["artifact"]["engine"]["int8_products"] == 0
 
 
 def test_named_gpus_mean_engines_for_elsewhere_also_where_one_is_here(copier: Copier, tmp_path: Path) -> None:

@@ -10,14 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import builders
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeopt.calibrate import samples
 from edgeopt.errors import BadData, BadJobFile, UnsupportedModel
 from edgeopt.layout import JobFolder
 from edgeopt.orders import JobOrder, Source, StagedFiles
+from edgeopt.passes import QuantizeDynamic
 from edgeopt.policy import Policy, WorkerLimits
 from edgeopt.stages import ingest
 
@@ -121,6 +125,25 @@ def test_job_file_that_contradicts_the_model_is_refused(folder: JobFolder) -> No
     assert "inputs.z is not an input" in message
 
 
+def test_stated_lengths_must_hold_the_models_own(folder: JobFolder) -> None:
+    message = refused_job_file(folder, "inputs: {x: {shape: [1..8, 5..9]}}\n")
+    assert "inputs.x.shape is ['1..8', '5..9'], but the model says ['n', 4]" in message
+
+
+def test_two_inputs_cannot_state_different_lengths_for_one_dimension(folder: JobFolder) -> None:
+    net = builders.Net(seed=1)
+    net.op("Add", "x", "z", output="y")
+    ir.save(net.build({"x": ["n", 4], "z": ["n", 4]}, {"y": ["n", 4]}), folder.input / "model.onnx")
+    message = refused_job_file(folder, "inputs: {x: {shape: [1..8, 4]}, z: {shape: [1..9, 4]}}\n")
+    assert "inputs.z.shape has 1..9 for n, and another input 1..8" in message
+
+
+def test_made_up_inputs_have_the_typical_length_that_is_stated(folder: JobFolder) -> None:
+    (folder.input / "job.yaml").write_text("inputs: {x: {shape: [1..5..8, 4]}}\n")
+    given = ingest.load(folder, order(job_file="job.yaml"))
+    assert samples.synthetic(given.signature, given.policy.inputs, seed=0, count=1).feeds(0)["x"].shape == (5, 4)
+
+
 def test_input_without_any_shape_takes_the_job_file_s(folder: JobFolder) -> None:
     onnx.save(model(shape=None), folder.input / "model.onnx")
     with pytest.raises(UnsupportedModel) as caught:
@@ -161,8 +184,8 @@ print(peak() - before)
 
 
 # ---------------------------------------------------------------- inspect
-def inspected(path: Path) -> tuple[int, dict[str, Any]]:
-    command = [sys.executable, "-m", "edgeopt.worker.inspect", str(path)]
+def inspected(path: Path, *work: str) -> tuple[int, dict[str, Any]]:
+    command = [sys.executable, "-m", "edgeopt.worker.inspect", str(path), *work]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.stderr == ""
     return done.returncode, json.loads(done.stdout)
@@ -203,6 +226,31 @@ def test_inspect_tells_an_artifact_s_manifest_and_precisions(tmp_path: Path) -> 
     assert facts["layers"] == [{**layer, "weight_bytes": 512, "activations": "float32"}]
     assert facts["quantized"]
     assert facts["precision_bytes"] == {"int8": 512}
+
+
+def test_inspect_says_of_each_layer_whether_its_channels_may_go(tmp_path: Path) -> None:
+    net, work = builders.Net(), tmp_path / "work"
+    work.mkdir()
+    wide = net.op("Conv", "image", net.weight(6, 3, 1, 1))
+    other = net.op("Conv", net.op("Relu", wide), net.weight(5, 6, 1, 1))
+    net.op("Conv", net.op("LRN", other, size=3), net.weight(4, 5, 1, 1), output="features")
+    model = net.build({"image": ["N", 3, "H", "W"]}, {"features": ["N", 4, "H", "W"]})
+    (tmp_path / "model.onnx").write_bytes(builders.to_bytes(model))
+    code, facts = inspected(tmp_path / "model.onnx", str(work))
+    assert code == 0
+    (family,) = facts["channels"]["families"]
+    assert (family["kind"], family["units"], family["made_by"][0]["operator"]) == ("channels", 6, "Conv")
+    reasons = {frozen["reason"] for frozen in facts["channels"]["frozen"]}
+    assert any(reason.startswith("LRN") and reason.endswith("is not understood here") for reason in reasons)
+    assert any("'features', which the model gives out" in reason for reason in reasons)
+
+
+def test_inspect_has_no_channels_to_show_of_a_quantized_model(tmp_path: Path) -> None:
+    model = builders.mlp(width=64)
+    model = QuantizeDynamic().apply(model, {}, builders.FakeEvidence(model))
+    (tmp_path / "model.onnx").write_bytes(builders.to_bytes(model))
+    _, facts = inspected(tmp_path / "model.onnx", str(tmp_path))
+    assert facts["channels"] == {"families": [], "frozen": [], "refused": "the model is quantized already"}
 
 
 def test_inspect_refuses_what_is_no_model_in_one_document(tmp_path: Path) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import edgeopt
-from benchmarks.peers import measure, table
+from benchmarks.peers import judge, measure
 from benchmarks.peers.field import Entry
 from benchmarks.peers.prepare import Prepared, prepare
 from benchmarks.peers.produce import Record
+from benchmarks.peers.rows import Row, is_right
 
 DEMO = Path(edgeopt.__file__).parent / "demo"
 
@@ -47,7 +49,19 @@ def test_copy_of_the_original_is_right_and_torn_file_is_a_failure(given: Prepare
         model = str(tmp_path / name / "model.onnx")
         records[name] = Record(model=model, wall_s=1.0, cpu_s=1.0, peak_memory_bytes=1)
     found = [(Entry(tool=name, recipe="x", label=name), record, True) for name, record in records.items()]
-    _, copy, torn = measure.rows(given, found, threads=1, passes=1)
-    assert table.is_right(copy) and copy.confident_agreement == 1.0 and copy.bytes_ratio == 1.0
-    assert copy.speedup is not None and len(copy.passes) == 1
+
+    def judged() -> list[Row]:
+        return judge.rows(found, bench, tmp_path / "judged")
+
+    with judge.opened(given, threads=1) as bench:
+        rows = measure.one_pass(judged(), bench, 0, 2)
+        assert judged() == [replace(row, speedup=None, passes=()) for row in rows], "judged again, and otherwise"
+        measure.keep(rows, tmp_path / "timings.json", 1)
+        control, copy, torn = measure.one_pass(measure.resumed(judged(), tmp_path / "timings.json", 1), bench, 1, 2)
+    assert is_right(copy) and copy.confident_agreement == 1.0 and copy.bytes_ratio == 1.0
+    assert (
+        copy.speedup is not None
+        and len(copy.passes) == len(control.passes) == 2
+        and copy.passes[0] == rows[1].passes[0]
+    )
     assert torn.speedup is None and "onnxruntime" in torn.failure

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -19,6 +20,7 @@ from special import wide
 from edgeopt.errors import CompileFailed
 from edgeopt.integrity import sha256_of
 from edgeopt.passes import CastFp16, FoldBatchNorm, PruneChannels, PruneWeights, QuantizeStatic, QuantizeWeights, Tidy
+from edgeopt.policy import InputHint, Span
 from edgeopt.records import Artifact, EngineFacts, Recipe, TensorSpec
 from edgeopt.runtimes.trt import header
 from edgeopt.runtimes.trt.runtime import TensorRt, rtx
@@ -146,9 +148,14 @@ def test_turing_undoes_int8_and_the_coverage_says_so(tmp_path: Path) -> None:
     net.op("Relu", net.op("Conv", first, net.weight(32, 32, 3, 3), net.weight(32)), output="features")
     model = net.build({"image": ["N", 16, 16, 16]}, {"features": ["N", 32, 14, 14]})
     made = apply(QuantizeStatic(), model, **PORTABLE)
-    turing, ampere = (facts(compiled(made, "wide", tmp_path, capability)) for capability in (7.5, 8.6))
-    assert turing.int8_products == 0
+    turing, ampere, both = (facts(compiled(made, "wide", tmp_path, *aim)) for aim in ((7.5,), (8.6,), (8.6, 7.5)))
+    assert (turing.int8_products, turing.quantized_products) == (0, 1)
+    assert turing.undone.startswith("0 of 2 layers run in int8 on SM75")
     assert ampere.int8_products
+    assert not ampere.undone
+    # one engine holds one form for all of its GPUs, so that the least able one takes int8 from the others
+    assert (both.int8_products, both.traffic_bytes) == (0, turing.traffic_bytes)
+    assert both.undone.startswith("0 of 2 layers run in int8 on SM86, SM75")
 
 
 def test_same_model_gives_the_same_engine_and_key(tmp_path: Path) -> None:
@@ -156,6 +163,62 @@ def test_same_model_gives_the_same_engine_and_key(tmp_path: Path) -> None:
     artifacts = [compiled(model, "conv_net", tmp_path) for _ in range(2)]
     assert artifacts[0].sha256 == artifacts[1].sha256
     assert facts(artifacts[0]).key == facts(artifacts[1]).key
+
+
+def test_real_engine_is_taken_from_the_cache_as_it_was_built(tmp_path: Path) -> None:
+    told: list[str] = []
+    file = tmp_path / "model.onnx"
+    ir.save(model_of("conv_net"), file)
+    target = dataclasses.replace(builders.TARGET, name="tensorrt-rtx", compute_capability=(8.6,))
+    runtime = runtime_for("conv_net").under(
+        limit_s=60.0, tell=lambda _share, words: told.append(words), cache=tmp_path / "engines"
+    )
+    built = runtime.compile(file, Recipe(), target)
+    Path(built.path).unlink()
+    told.clear()
+    assert runtime.compile(file, Recipe(), target) == built
+    assert told == ["engine: Taking it from the cache, 1 of 1"]
+    assert sha256_of(Path(built.path)) == built.sha256
+
+
+def in_codes(kind: Any, *, activations: bool = False) -> ir.Model:
+    """A matrix product by weights in codes of ``kind``, and with ``activations`` of such codes too."""
+    net = builders.Net(seed=1)
+    zero = net.const(np.zeros((), kind))
+    codes = net.const(np.random.default_rng(0).integers(0, 7, (64, 32)).astype(np.float32).astype(kind))
+    value = "image"
+    if activations:
+        scale = net.const(np.float32(0.1))
+        value = net.op("DequantizeLinear", net.op("QuantizeLinear", value, scale, zero), scale, zero)
+    net.op("MatMul", value, net.op("DequantizeLinear", codes, net.const(np.float32(0.5)), zero), output="y")
+    return net.build({"image": [4, 64]}, {"y": [4, 32]})
+
+
+def engine_of(model: ir.Model, folder: Path, capability: float) -> EngineFacts:
+    ir.save(model, folder / "model.onnx")
+    target = dataclasses.replace(builders.TARGET, name="tensorrt-rtx", compute_capability=(capability,))
+    return facts(rtx().compile(folder / "model.onnx", Recipe(), target))
+
+
+@pytest.mark.parametrize("activations", [False, True])
+def test_fp8_builds_where_the_gpu_has_it_and_is_refused_where_not(tmp_path: Path, activations: bool) -> None:
+    model = in_codes(ml_dtypes.float8_e4m3fn, activations=activations)
+    for capability in (8.9, 12.0):
+        built = engine_of(model, tmp_path, capability)
+        assert (built.products, built.packed_products, built.undone) == (1, 1, "")
+    (tmp_path / "model.engine").unlink()
+    error = refused(model, tmp_path, capability=8.6)
+    assert "is float8e4m3fn, which compute capability 8.6 does not have" in error.message
+    assert error.hint.startswith("Leave out the compute capabilities below 8.9")
+
+
+@pytest.mark.parametrize("capability", [8.6, 8.9, 12.0])
+def test_int4_builds_and_uint4_is_refused_everywhere(tmp_path: Path, capability: float) -> None:
+    assert engine_of(in_codes(ml_dtypes.int4), tmp_path, capability).weights_bytes
+    (tmp_path / "model.engine").unlink()
+    error = refused(in_codes(ml_dtypes.uint4), tmp_path, capability=capability)
+    assert "DequantizeLinear at node 'DequantizeLinear_" in error.message
+    assert "has uint4 codes; TensorRT takes int8, int4 and fp8" in error.message
 
 
 def refused(model: ir.Model, folder: Path, *, name: str = "conv_net", capability: float = 8.6) -> CompileFailed:
@@ -314,3 +377,32 @@ def test_engine_spans_the_lengths_of_the_samples(
     assert [ranges[0][part] for part in ("least", "typical", "most")] == [[1, side, 32] for side in spans]
     assert dict(artifact.session)["outputs"] == '["logits"]'
     assert Path(artifact.path).stat().st_size == artifact.bytes
+
+
+def two_inputs() -> ir.Model:
+    net = builders.Net(seed=4)
+    joined = net.op("Concat", net.op("MatMul", "past", net.weight(32, 32)), "tokens", axis=1)
+    net.op("Add", net.op("MatMul", joined, net.weight(32, 8)), "mask", output="logits")
+    inputs = {"tokens": ["batch", "length", 32], "past": ["batch", "past", 32], "mask": ["batch", "past + length", 1]}
+    return net.build(inputs, {"logits": ["batch", "past + length", 8]})
+
+
+def test_stated_lengths_become_a_real_engine_also_where_one_sample_is_all_there_is(tmp_path: Path) -> None:
+    model = two_inputs()
+    file = tmp_path / "model.onnx"
+    ir.save(model, file)
+    stated = [
+        ("tokens", InputHint(shape=(Span(least=1, most=4), Span(least=1, typical=1, most=128), 32))),
+        ("past", InputHint(shape=("batch", Span(least=1, typical=64, most=512), 32))),
+    ]
+    one = {"tokens": (1, 16, 32), "past": (1, 16, 32), "mask": (1, 32, 1)}
+    target = dataclasses.replace(builders.TARGET, name="tensorrt-rtx", compute_capability=(8.6,))
+    runtime = rtx().taking(builders.signature(model).inputs, [one], stated=stated)
+    artifact = runtime.compile(file, Recipe(), target)
+    (ranges,) = json.loads(str(dict(artifact.session)["profiles"]))
+    assert {each["input"]: (each["least"], each["typical"], each["most"]) for each in ranges} == {
+        "tokens": ([1, 1, 32], [1, 1, 32], [4, 128, 32]),
+        "past": ([1, 1, 32], [1, 64, 32], [4, 512, 32]),
+        "mask": ([1, 2, 1], [1, 65, 1], [4, 640, 1]),
+    }
+    assert header.read(Path(artifact.path)) is not None

@@ -28,6 +28,8 @@ MUST_FIND = {
     "counted": [5, 7], "copied_shape": [5, 6, 7], "picked": [7], "padded_channels": [5, 7], "similarity": [4, 5, 7], "tied_layers": [5, 6, 7],
     "captured": [5, 7], "looked_up": [5, 7, 8], "few_channels": [5, 5, 7], "joined_frames": [5, 6, 7],
     "folded_heads": [4, 5, 7], "repeated_heads": [4, 5, 7], "zero_states": [4, 5, 7],
+    "layer_normalized": [5, 7, 9], "feed_forward": [7, 10], "averaged": [5, 6, 7], "transposed_groups": [3, 4, 5, 7],
+    "gru_both_ways": [4, 5, 7], "rnn": [4, 5, 7], "rnn_both_ways": [4, 5, 7],
 }  # fmt: skip
 """Units of each family of a model that is a stem of 7 channels, this block and a dense head."""
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from edgeopt.calibrate.histogram import BINS, Histogram, exponent_of
-from edgeopt.calibrate.ranges import METHODS, Range, TensorStats, _divergences, range_of
+from edgeopt.calibrate.qparams import activation_qparams, dequantize, quantize
+from edgeopt.calibrate.ranges import METHODS, Grid, Range, TensorStats, _divergences, range_of
 from edgeopt.errors import PassFailed
 
 values = arrays.arrays(np.float32, st.integers(1, 60), elements=st.floats(-1e8, 1e8, width=32))
@@ -101,6 +102,45 @@ def test_mse_finds_the_clip_that_exhaustive_search_finds() -> None:
 
     best = min(error(limit) for limit in np.linspace(1.0, float(np.abs(values).max()), 300))
     assert error(max(-found.low, found.high)) <= best * 1.02
+
+
+@pytest.mark.parametrize("low", [0.0, -0.2, -1.0])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_mse_searches_on_the_grid_that_the_codes_will_have(low: float, symmetric: bool) -> None:
+    values = np.maximum(np.random.default_rng(4).laplace(size=60_000), low).astype(np.float32)
+    grid = Grid(symmetric=symmetric)
+    stats = stats_of([values])
+
+    def error(covered: Range) -> float:
+        parameters = activation_qparams(covered, dtype="int8", symmetric=symmetric)
+        found = dequantize(quantize(values, parameters), parameters)
+        return float(np.square(found.astype(np.float64) - values).mean())
+
+    limits = np.linspace(1.0, float(np.abs(values).max()), 200)
+    best = min(error(Range(max(-limit, float(values.min())), min(limit, float(values.max())))) for limit in limits)
+    assert error(range_of(stats, "mse", grid)) <= best * 1.05
+
+
+def test_mse_clips_harder_where_half_of_the_codes_are_for_values_that_never_come() -> None:
+    positive = np.abs(np.random.default_rng(5).laplace(size=60_000)).astype(np.float32)
+    stats = stats_of([positive])
+    assert range_of(stats, "mse", Grid(symmetric=True)).high < 0.97 * range_of(stats, "mse").high
+
+
+def test_entropy_counts_the_steps_that_a_magnitude_has() -> None:
+    """A ReLU's output has 256 of them; with zero in the middle it has 128, as a tensor of both signs always has."""
+    both = np.random.default_rng(6).laplace(size=200_000).astype(np.float32)
+    positive, grid = stats_of([np.abs(both)]), Grid(symmetric=True)
+    counts = positive.histogram.magnitudes().astype(np.float64)
+    counts[0] = counts[1]
+    counts = np.trim_zeros(counts, "b")
+    found = {}
+    for levels, own in ((256, Grid()), (128, grid)):
+        found[levels] = min(counts.size, round(range_of(positive, "entropy", own).high / positive.histogram.width))
+        sizes = np.array([found[levels], *range(levels, counts.size, 5)])
+        divergences = _divergences(counts, sizes, levels)
+        assert divergences[0] <= 1.05 * divergences.min()
+    assert found[256] != found[128]
 
 
 def test_entropy_keeps_a_uniform_distribution_whole() -> None:

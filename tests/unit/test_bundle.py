@@ -337,7 +337,7 @@ def test_goal_and_seed_are_the_bundles_and_threads_and_budget_the_devices(tmp_pa
     here = Policy(target=TargetRequest(threads=3), search=Search(seed=1, budget_s=60.0), goal=Goal(max_drop=0.5))
     made = replace(_written(_prepared(tmp_path), tmp_path), policy=there)
     order = replace(_prepared(tmp_path).order, policy=here)
-    found = acceptance.with_policy(order, made).policy
+    found = bundle.with_policy(order, made).policy
     assert (found.goal.max_drop, found.search.seed, found.search.trials) == (0.05, 7, None)
     assert (found.target.threads, found.search.budget_s, found.teacher) == (3, 60.0, None)
 
@@ -364,6 +364,12 @@ def test_inspect_tells_what_a_bundle_says_without_opening_a_model(
     assert "cpu (x86_64), not timed for any device" in said
     assert main.main(["inspect", "--json", str(tmp_path / "out" / "net.edgeopt")]) == 0
     assert json.loads(capsys.readouterr().out)["candidates"][0]["recipe"]["steps"][0]["technique"] == "a"
+
+
+def test_channels_of_a_bundle_cannot_be_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.edgeopt").write_bytes(b"")
+    assert main.main(["inspect", "--channels", str(tmp_path / "net.edgeopt")]) != 0
+    assert "nothing in a bundle is opened" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("document", [b"{}", b"[]", b"[" * 100_000, b'{"source": 1, "target": []}'])

@@ -179,20 +179,22 @@ def test_config_show_prints_what_config_check_accepts(tmp_path: Path, capsys: py
 
 GPU = {"proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t NVIDIA GeForce RTX 4090\n"}
 DRIVER = {"proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5\n"}
+FITTING = {"tensorrt": "11.4", "tensorrt-rtx": "1.7.1.116"}
 
 
 @pytest.mark.parametrize(
     ("name", "has", "gpu", "value", "said", "fix"),
     [
         ("tensorrt", (), False, "neither builds nor runs here", "no NVIDIA GPU", "--prepare"),
-        ("tensorrt", (), True, "neither builds nor runs here", "not installed", "pip install tensorrt"),
+        ("tensorrt", (), True, "neither builds nor runs here", "not installed", "pip install 'tensorrt>=10.3,<12'"),
         ("tensorrt", ("tensorrt",), False, "11.4, neither builds nor runs here", "no NVIDIA GPU", "--prepare"),
         ("tensorrt", ("tensorrt",), True, "11.4, builds but does not run here", "cuda-bindings", "edgeopt[gpu]"),
         ("tensorrt", ("tensorrt", "cuda-bindings"), True, "11.4, builds and runs here", "timed on the GPU", ""),
         ("tensorrt-rtx", (), False, "neither builds nor runs here", "not installed", "edgeopt[tensorrt-rtx]"),
-        ("tensorrt-rtx", ("tensorrt-rtx",), False, "11.4, builds but does not run here", "unverified", "accept"),
-        ("tensorrt-rtx", ("tensorrt-rtx", "cuda-bindings"), True, "11.4, builds and runs here", "timed", ""),
+        ("tensorrt-rtx", ("tensorrt-rtx",), False, "1.7.1.116, builds but does not run here", "unverified", "accept"),
+        ("tensorrt-rtx", ("tensorrt-rtx", "cuda-bindings"), True, "1.7.1.116, builds and runs here", "timed", ""),
         ("cpu", ("onnxruntime",), False, "builds and runs here", "", ""),
+        ("cpu", ("onnxruntime-openvino",), False, "builds and runs here", "", ""),
         ("cpu", (), False, "neither builds nor runs here", "onnxruntime is not installed", "pip install onnxruntime"),
         ("arm", ("onnxruntime",), False, "builds but does not run here", "unverified", "edgeopt accept"),
         ("arm", (), False, "neither builds nor runs here", "not installed", "pip install onnxruntime"),
@@ -204,7 +206,7 @@ def test_target_says_whether_it_builds_and_runs_and_what_to_do(
     there = host(tmp_path, {"proc/cpuinfo": "processor: 0\nflags: avx2\n"} | (GPU if gpu else {}))
     findings = checkup_targets.check_targets(
         there,
-        installed_flavour=lambda flavour: "11.4" if flavour.name in has else None,
+        installed_flavour=lambda flavour: FITTING[flavour.name] if flavour.name in has else None,
         version_of=lambda library: "1.0" if library in has else None,
     )
     assert [finding.name for finding in findings] == ["cpu", "arm", "tensorrt", "tensorrt-rtx"]
@@ -212,6 +214,26 @@ def test_target_says_whether_it_builds_and_runs_and_what_to_do(
     assert (found.value, bool(found.fix)) == (value, bool(fix))
     assert said in found.meaning
     assert fix in found.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "said"),
+    [
+        ("tensorrt", "8.6.1", "written for tensorrt 10.3 to 10.16 and 11, and 8.6.1 is installed"),
+        ("tensorrt-rtx", "1.6.0.44", "written for tensorrt-rtx 1.7.1.116, and 1.6.0.44 is installed"),
+    ],
+)
+def test_release_that_the_code_was_not_held_against_builds_nothing(
+    tmp_path: Path, name: str, version: str, said: str
+) -> None:
+    there = host(tmp_path, {"proc/cpuinfo": "processor: 0\nflags: avx2\n"} | GPU)
+    findings = checkup_targets.check_targets(
+        there, installed_flavour=lambda _flavour: version, version_of=lambda _: "1"
+    )
+    found = only(findings, name)
+    assert (found.value, found.state) == (f"{version}, neither builds nor runs here", "note")
+    assert said in found.meaning
+    assert "pip install" in found.fix
 
 
 def test_gpu_is_named_with_its_driver(tmp_path: Path) -> None:

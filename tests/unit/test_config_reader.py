@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from edgeopt import wire
 from edgeopt.config import reader, show
 from edgeopt.config.schema import Config
 from edgeopt.errors import ConfigError
-from edgeopt.policy import Goal, InputHint, Policy, Preprocess, Search, TargetRequest
+from edgeopt.policy import Goal, InputHint, Policy, Preprocess, Search, Span, TargetRequest
 
 BASE = Path("/srv/edgeopt")
 NOTHING: dict[str, str] = {}
@@ -312,6 +313,47 @@ def test_job_file_describes_inputs() -> None:
         ),
         ("input mask", InputHint(range=(0.0, 1.0))),
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "span"),
+    [
+        ("1..8..32", Span(least=1, typical=8, most=32)),
+        ("320..1280", Span(least=320, most=1280)),
+        ("4..4..4", Span(least=4, typical=4, most=4)),
+        ("{min: 1, typical: 8, max: 32}", Span(least=1, typical=8, most=32)),
+        ("{max: 32, min: 1}", Span(least=1, most=32)),
+    ],
+)
+def test_open_dimension_may_be_given_the_lengths_that_it_takes(written: str, span: Span) -> None:
+    policy = reader.overlay_job(POLICY, f"inputs: {{x: {{shape: [1, {written}, T]}}}}\n")
+    assert policy.inputs == (("x", InputHint(shape=(1, span, "T"))),)
+    assert wire.loads(Policy, wire.dumps(policy)) == policy
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("0..8", "[1] is 0..8, not lengths from 1 up in the order min, typical, max"),
+        ("8..1", "[1] is 8..1, not lengths from 1 up"),
+        ("1..64..32", "[1] is 1..64..32, not lengths from 1 up"),
+        ("1..0..32", "[1] is 1..0..32, not lengths from 1 up"),
+        ("1..2..3..4", "[1] is 1..2..3..4, not a length from 1 up, a range such as 1..8..32 or the name"),
+        ("1...8", "[1] is 1...8, not a length"),
+        ('"1..8"', "[1] is '1..8', not a length"),
+        ("{min: 1, opt: 8, max: 32}", "[1] has 'opt', not min, typical and max; did you mean typical?"),
+        ("{min: 1, typicl: 8, max: 32}", "[1] has 'typicl', not min, typical and max; did you mean typical?"),
+        ("{typical: 8, max: 32}", "[1] lacks min"),
+        ("{min: 1, max: 1, max: 2}", "[1] has max twice"),
+        ("{min: 1, max: many}", "[1] has max, which is many, not a whole number from 1 to 1000000000"),
+        ("{min: 9, typical: 8, max: 32}", "[1] is 9..8..32, not lengths from 1 up"),
+    ],
+)
+def test_lengths_that_are_none_are_told_with_their_line(written: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        reader.overlay_job(POLICY, f"goal: {{}}\ninputs:\n  x:\n    shape: [1, {written}]\n")
+    (mistake,) = caught.value.mistakes
+    assert mistake.startswith(f"line 4: inputs.x.shape{said}")
 
 
 def test_job_file_may_not_set_what_belongs_to_the_device() -> None:

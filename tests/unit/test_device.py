@@ -192,6 +192,14 @@ def test_gpus_device_files_are_those_of_its_driver(tmp_path: Path) -> None:
     assert {str(node.relative_to(tmp_path)) for node in found} == set(nodes) - {"dev/sda"}
 
 
+def test_gpus_are_told_apart_by_uuids_that_the_driver_knows_already(tmp_path: Path) -> None:
+    told = {
+        f"proc/driver/nvidia/gpus/{number}/information": f"Model: \t NVIDIA L4\nGPU UUID: \t {uuid}\n"
+        for number, uuid in enumerate(("GPU-2b", "GPU-1a", "GPU-????????-????"))
+    }
+    assert device.gpu_uuids(host=host(tmp_path, told)) == ("GPU-1a", "GPU-2b")
+
+
 def test_device_that_shows_nothing_is_unknown_and_no_error(tmp_path: Path) -> None:
     there = host(tmp_path, {"proc/loadavg": "garbled"}, machine="riscv64", processors=1)
     target = device.detect(TargetRequest(), host=there)

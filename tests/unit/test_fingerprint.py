@@ -139,3 +139,10 @@ def test_package_that_only_says_more_than_its_module_is_the_same_library(
     module.__version__ = loaded  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "onnxruntime", module)
     assert fingerprint.running("onnxruntime") == told
+
+
+@pytest.mark.parametrize("distribution", ["onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"])
+def test_runtime_is_found_in_whichever_package_it_came(distribution: str) -> None:
+    has = {distribution: "1.23"}
+    assert fingerprint.installed("onnxruntime", find=has.get) == "1.23"
+    assert fingerprint.installed("tensorrt", find=has.get) is None

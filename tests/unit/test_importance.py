@@ -293,6 +293,35 @@ def test_global_ranking_leaves_every_family_a_unit() -> None:
     assert len(found[large.name]) == 56
 
 
+def two_structures() -> tuple[Family, ...]:
+    """Two plain convolutions in front of others, and one whose channels pass through a depthwise layer."""
+    net = Net(seed=4)
+    first = net.op("Relu", net.op("Conv", "image", net.weight(8, 3, 1, 1), net.weight(8)))
+    second = net.op("Relu", net.op("Conv", first, net.weight(12, 8, 1, 1), net.weight(12)))
+    wide = net.op("Conv", second, net.weight(10, 12, 1, 1), net.weight(10))
+    deep = net.op("Conv", wide, net.weight(10, 1, 3, 3), net.weight(10), group=10, pads=[1] * 4)
+    net.op("Conv", deep, net.weight(2, 10, 1, 1), output="out")
+    return families(net.build({"image": ["N", 3, 6, 6]}, {"out": ["N", 2, 6, 6]}))
+
+
+def test_families_are_isomorphic_where_the_same_operators_make_and_read_their_units() -> None:
+    first, second, deep = two_structures()
+    assert removal.structure(first) == removal.structure(second)
+    assert removal.structure(deep) != removal.structure(first)
+    assert {slot.operator for slot in deep.slots} == {"Conv", "Conv in groups"}
+
+
+def test_global_ranking_compares_only_isomorphic_families_and_kind_compares_all() -> None:
+    plain, other, deep = found = two_structures()
+    even = {plain.name: np.full(8, 1.0), other.name: np.full(12, 1.0)}
+    values = even | {deep.name: np.repeat([0.2, 1.8], 5)}
+    of_kind = removal.choose(found, values, PruneScheme(ratio=0.2, scope="kind", multiple=1))
+    assert {name: len(units) for name, units in of_kind.items()} == {deep.name: 5, plain.name: 1}
+    isomorphic = removal.choose(found, values, PruneScheme(ratio=0.2, scope="global", multiple=1))
+    assert isomorphic[deep.name] == (0, 1)
+    assert sum(len(isomorphic.get(family.name, ())) for family in (plain, other)) == 4
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -59,6 +59,12 @@ LAWS = (
     Law("quantize_dynamic", NARROW, tuple(name for name in MODELS if name not in CONVOLUTIONS), 2e-2),
     Law("quantize_static", NARROW, tuple(name for name in MODELS if name not in ("loop", "old_softmax")), 2e-2),
     Law(
+        "quantize_static",
+        {"bias_correction": "empirical"},
+        tuple(name for name in MODELS if name not in ("loop", "old_softmax")),
+        2e-2,
+    ),
+    Law(
         "round_weights",
         {},
         tuple(name for name in MODELS if name not in UNROUNDED),

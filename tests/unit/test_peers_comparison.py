@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers import produce, table
+from benchmarks.peers import measure, produce, table
 from benchmarks.peers.field import FIELD, OWN, Entry, Facts, chosen
-from benchmarks.peers.measure import CONTROL, Row, bytes_of
 from benchmarks.peers.prepare import Prepared
 from benchmarks.peers.produce import Record
+from benchmarks.peers.rows import CONTROL, Row, bytes_of, is_right, passes_worth, with_passes
 from edgeopt.records import Interval, Quality
 
+PASSES = 5
 MADE = Record(model="/somewhere/model.onnx", wall_s=12.0, cpu_s=10.0, peak_memory_bytes=1 << 20)
 TRANSFORMER = Facts(operators={"LayerNormalization": 2, "Softmax": 1, "MatMul": 9}, judged_output=0, judged_by="nsr")
 CONVOLUTIONS = Facts(operators={"Conv": 9, "Softmax": 1}, judged_output=0, judged_by="agreement")
@@ -31,7 +32,9 @@ def entry(tool: str, recipe: str = "default") -> Entry:
 def row(which: Entry, *, speedup: float = 1.0, smaller: float = 1.0, drop: float = 0.0, bound: float = 0.0) -> Row:
     quality = Quality(kind="agreement", metric="nsr", value=1 - drop, drop=drop, ci95=(0.0, bound), samples=100)
     interval = Interval(value=speedup, low=speedup * 0.98, high=speedup * 1.02)
-    return Row(entry=which, record=MADE, bytes_ratio=smaller, quality=quality, speedup=interval)
+    return Row(
+        entry=which, record=MADE, bytes_ratio=smaller, quality=quality, speedup=interval, passes=(speedup,) * PASSES
+    )
 
 
 CONTROL_ROW = row(CONTROL, speedup=9.0)
@@ -57,6 +60,13 @@ def test_speeds_within_each_others_intervals_are_called_so() -> None:
     assert "overlap" not in speed_verdict(PICK, row(entry("nncf"), speedup=1.9))
 
 
+def test_verdict_on_one_pass_or_two_says_so() -> None:
+    twice = dataclasses.replace(row(entry("nncf"), speedup=1.2), passes=(1.2, 1.2))
+    assert "1.20 times (measured in 2 passes only)." in speed_verdict(PICK, twice)
+    once = dataclasses.replace(PICK, passes=(1.5,))
+    assert "(their intervals overlap, measured in 1 pass only)" in speed_verdict(once, row(entry("nncf"), speedup=1.51))
+
+
 def test_tool_whose_bound_alone_fails_is_named_beside_the_verdict() -> None:
     said = speed_verdict(PICK, row(entry("quark"), speedup=2.0, drop=0.001, bound=0.4))
     assert said.startswith("Fastest: edgeopt, 1.50 times; no tool gains anything within it.")
@@ -65,7 +75,23 @@ def test_tool_whose_bound_alone_fails_is_named_beside_the_verdict() -> None:
 
 def test_pick_beyond_the_budget_is_no_winner() -> None:
     wrong = row(entry(OWN, "latency"), speedup=3.0, drop=0.02, bound=0.03)
-    assert "edgeopt has no pick that meets the budget" in speed_verdict(wrong, row(entry("nncf"), speedup=1.1))
+    said = speed_verdict(wrong, row(entry("nncf"), speedup=1.1))
+    assert said == (
+        "Fastest: nncf default, 1.10 times; edgeopt's pick for latency does not meet the budget, with a bound of 0.0300."
+    )
+
+
+def test_missing_pick_is_said_to_be_missing_and_why() -> None:
+    unmade = Row(entry=entry(OWN, "latency"), record=None, failure="not produced")
+    failed = Row(entry=entry(OWN, "latency"), record=MADE, failure="no result within 300 s")
+    untimed = dataclasses.replace(PICK, speedup=None, passes=())
+    for pick, reason in (
+        (unmade, "is missing: it was not produced"),
+        (failed, "is missing: no result within 300 s"),
+        (untimed, "is right, and not measured"),
+    ):
+        assert speed_verdict(pick) == f"Fastest: no tool gains anything; edgeopt's pick for latency {reason}."
+    assert "edgeopt's pick for latency is missing" in speed_verdict()
 
 
 def test_size_is_judged_by_the_pick_for_size() -> None:
@@ -104,14 +130,62 @@ def test_failure_is_a_row_with_its_reason() -> None:
 def test_fastest_and_smallest_right_rows_are_in_bold() -> None:
     text = table.markdown([CONTROL_ROW, PICK, row(entry("inc"), smaller=4.0), row(entry("x"), speedup=7.0, bound=0.5)])
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
-    assert "**1.50 [1.47, 1.53]**" in lines[f"{OWN} latency"]
+    assert "**1.50 [1.47, 1.53] (5)**" in lines[f"{OWN} latency"]
     assert "**4.00**" in lines["inc default"]
     assert "**" not in lines["x default"] and " as seen " in lines["x default"]
 
 
 @pytest.mark.parametrize("shown", [PICK, Row(entry=entry("aimet"), record=None, failure="not produced")])
 def test_row_survives_as_json(shown: Row) -> None:
-    assert json.loads(json.dumps(table.as_json(shown)))["within_budget"] is table.is_right(shown)
+    assert json.loads(json.dumps(table.as_json(shown)))["within_budget"] is is_right(shown)
+
+
+def test_one_pass_has_no_interval() -> None:
+    once = dataclasses.replace(row(entry("nncf"), speedup=1.2), passes=(1.2,))
+    assert "| **1.20 (1)** |" in table.markdown([once])
+
+
+# ---------------------------------------------------------------- how often it is timed
+def untimed(which: Entry, *passes: float, drop: float = 0.0, bound: float = 0.0) -> Row:
+    return dataclasses.replace(row(which, drop=drop, bound=bound), speedup=None, passes=passes)
+
+
+def test_contenders_get_all_passes_and_the_rest_fewer() -> None:
+    assert passes_worth(untimed(entry("a"), bound=0.005), PASSES) == PASSES
+    assert passes_worth(untimed(entry("as seen"), drop=0.005, bound=0.03), PASSES) == PASSES
+    assert passes_worth(untimed(entry("wrong"), drop=0.02, bound=0.03), PASSES) == 2
+    assert passes_worth(untimed(entry("hopeless"), drop=0.02, bound=0.05), PASSES) == 1
+    assert passes_worth(Row(entry=entry("failed"), record=MADE, failure="died"), PASSES) == 0
+    assert passes_worth(untimed(entry("wrong"), drop=0.02, bound=0.03), 1) == 1
+
+
+def test_what_is_slow_in_every_first_pass_gets_no_more() -> None:
+    assert passes_worth(untimed(entry("unknown"), 0.5), PASSES) == PASSES
+    assert passes_worth(untimed(entry("slow"), 0.5, 0.6), PASSES) == 2
+    assert passes_worth(untimed(entry("unlucky once"), 0.5, 0.9), PASSES) == PASSES
+
+
+def test_own_picks_and_the_control_row_get_all_passes_whatever_comes_of_them() -> None:
+    for which in (entry(OWN, "latency"), CONTROL):
+        assert passes_worth(untimed(which, 0.5, 0.5, drop=0.5, bound=0.9), PASSES) == PASSES
+
+
+def test_speedup_is_the_median_of_the_passes_within_their_span() -> None:
+    timed = with_passes(untimed(entry("a")), (1.0, 3.0, 1.2))
+    assert timed.speedup == Interval(value=1.2, low=1.0, high=3.0) and timed.passes == (1.0, 3.0, 1.2)
+    assert with_passes(untimed(entry("a")), ()).speedup is None
+
+
+def test_broken_off_measurement_goes_on_with_its_passes(tmp_path: Path) -> None:
+    file = tmp_path / "timings" / "tiny.json"
+    fresh = untimed(entry("nncf"))
+    assert measure.resumed([fresh], file, 2) == [fresh]
+    timed = with_passes(fresh, (1.1, 1.2))
+    measure.keep([timed], file, 2)
+    assert measure.resumed([fresh], file, 2) == [timed]
+    assert measure.resumed([fresh], file, 1) == [fresh]
+    remade = dataclasses.replace(fresh, record=dataclasses.replace(MADE, model="/elsewhere/model.onnx"))
+    assert measure.resumed([remade], file, 2) == [remade]
 
 
 # ---------------------------------------------------------------- the field
@@ -168,6 +242,13 @@ def test_process_that_computes_beyond_its_limit_is_ended() -> None:
     status, usage, was_ended = produce.wait_for(process, 0.3)
     assert was_ended and status == -15 and usage.ru_utime + usage.ru_stime >= 0.3
     assert time.monotonic() - started < 30
+
+
+def test_process_that_hangs_without_computing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(produce, "_IDLE_S", 1.0)
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    status, _, was_ended = produce.wait_for(process, 300.0)
+    assert was_ended and status == -15
 
 
 def test_cpu_seconds_count_the_session_and_nothing_else() -> None:

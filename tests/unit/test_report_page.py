@@ -259,3 +259,39 @@ def test_the_page_says_which_edgeopt_made_it_and_when_as_far_as_known() -> None:
     assert "0.1.0" in page
     assert "2026-11-24T03:10:22Z" in page
     assert ("Made by", [("edgeopt", "0.1.0")]) in report_page.facts(manifest(created=""))
+
+
+ENGINE = {"key": "k", "gpus": ["SM75"], "build_s": 1.0, "products": 64, "int8_products": 0, "quantized_products": 64}
+
+
+def with_engine(**changes: Any) -> str:
+    artifact = {**manifest()["artifact"], "engine": {**ENGINE, **changes}}
+    return Elements(report_page.render(manifest(artifact=artifact))).text
+
+
+def test_engines_coverage_is_a_row_of_its_own_and_undone_quantization_a_warning() -> None:
+    assert "Layers that multiply in int8-0 of 64" in with_engine()
+    assert "Warning: 0 of 64 layers run in int8 on SM75" in with_engine()
+    covered = with_engine(int8_products=48)
+    assert "48 of 64" in covered
+    assert "Warning" not in covered
+
+
+def test_engine_whose_log_did_not_tell_claims_no_coverage() -> None:
+    assert "Layers that multiply in int8--" in with_engine(products=None, int8_products=None)
+
+
+def test_facts_of_an_engine_from_another_release_are_shown_plainly() -> None:
+    shown = with_engine(sparse_products=3)
+    assert "Layers that multiply" not in shown
+    assert "engine.sparse_products" in shown
+
+
+def test_the_page_shows_what_each_family_of_channels_can_give_up() -> None:
+    damage = [{"ratio": 0.1, "removed": 8, "damage": 0.0123}, {"ratio": 0.3, "removed": 24, "damage": 0.21}]
+    family = {"name": HOSTILE[0], "units": 80, "cost_ratio": 0.25, "damage": damage}
+    page = Elements(report_page.render(manifest() | {"pruning": {"families": [family]}}))
+    assert "script" not in page.tags
+    for text in (HOSTILE[0], "80", "25.0 %", "1.2 % (8 gone)", "21.0 % (24 gone)"):
+        assert text in page.text
+    assert "What each family" not in Elements(report_page.render(manifest())).text

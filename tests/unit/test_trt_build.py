@@ -19,7 +19,12 @@ from edgeopt.runtimes.trt.order import Order, Progress
 from edgeopt.runtimes.trt.runtime import TensorRt, gpu_name
 
 ABSENT = Flavour(
-    name="tensorrt-rtx", modules=("no_such_module",), distributions=(), install="pip install it", needs_gpu=False
+    name="tensorrt-rtx",
+    modules=("no_such_module",),
+    distributions=(),
+    install="pip install it",
+    releases=(((1, 7), (1, 7)),),
+    needs_gpu=False,
 )
 PRESENT = dataclasses.replace(ABSENT, modules=("json",))
 SPEAK = "import json, sys, time, os, signal; order = json.loads(sys.stdin.readline())\n"
@@ -43,7 +48,7 @@ def test_progress_is_passed_on_until_the_answer(tmp_path: Path) -> None:
     program = (
         "say(progress={'phase': 'Tactics', 'done': 1, 'steps': 4})\n"
         "open(order['engine'], 'w').write('engine')\n"
-        "say(answer={'stage': 'built', 'table': 'x' * 300_000})\n"
+        "say(answer={'stage': 'built', 'tables': ['x' * 300_000]})\n"
     )
     stage, seen = run(program, tmp_path)
     assert stage == "built"
@@ -155,6 +160,33 @@ def test_library_that_is_not_there_is_a_clean_failure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("capability", "name"), [(7.5, "SM75"), (8.6, "SM86"), (8.9, "SM89"), (12.0, "SM120")])
 def test_gpu_is_named_as_the_library_names_it(capability: float, name: str) -> None:
     assert gpu_name(capability) == name
+
+
+@pytest.mark.parametrize(
+    ("flavour", "version", "is_fit"),
+    [
+        (TENSORRT, "8.6.1", False),
+        (TENSORRT, "10.2.0.post1", False),
+        (TENSORRT, "10.3.0", True),
+        (TENSORRT, "10.16.1.11", True),
+        (TENSORRT, "10.17.0", False),
+        (TENSORRT, "11.4.0.106", True),
+        (TENSORRT, "12.0", False),
+        (TENSORRT, "", True),
+        (RTX, "1.7.1.116", True),
+        (RTX, "1.7.1.117", False),
+        (RTX, "1.8", False),
+    ],
+)
+def test_only_releases_that_the_code_was_held_against_are_used(flavour: Flavour, version: str, is_fit: bool) -> None:
+    assert (flavours.unfit(flavour, version) is None) is is_fit
+
+
+def test_target_of_another_release_is_refused_with_both_numbers() -> None:
+    runtime = TensorRt(PRESENT)
+    runtime.version = "1.6.2"
+    reason = str(runtime.refuse(builders.signature(builders.mlp()), TARGET))
+    assert reason == "this edgeopt is written for tensorrt-rtx 1.7, and 1.6.2 is installed (pip install it)"
 
 
 def test_the_two_flavours_share_no_module() -> None:

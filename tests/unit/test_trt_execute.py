@@ -46,6 +46,9 @@ class Gpu:
     def cudaDeviceGetPCIBusId(self, _length: int, _device: int) -> tuple[int, bytes]:
         return 0, b"0000:01:00.0\0\0\0"
 
+    def cudaGetDeviceProperties(self, _device: int) -> tuple[int, Any]:
+        return 0, types.SimpleNamespace(multiProcessorCount=16, totalGlobalMem=8 << 30)
+
     def cudaMemGetInfo(self) -> tuple[int, int, int]:
         return 0, (1 << 30) - sum(ctypes.sizeof(each) for each in self.held.values()), 1 << 30
 
@@ -370,3 +373,10 @@ def test_real_binding_has_every_function_that_is_used_and_its_probe_never_fails(
     assert {"cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"} <= set(dir(real.cudaMemcpyKind))
     reason = door.absence(door.binding())
     assert reason is None or reason.startswith("CUDA finds no GPU: cudaError")
+
+
+def test_size_of_the_gpu_is_told_where_cuda_tells_it() -> None:
+    gpu = Gpu()
+    assert door.size(gpu) == "16 multiprocessors, 8589934592 bytes"
+    gpu.cudaGetDeviceProperties = lambda _device: (35, None)  # type: ignore[method-assign,assignment,return-value]
+    assert door.size(gpu) == ""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -14,6 +15,7 @@ from onnx import TensorProto
 
 from edgeopt.errors import CompileFailed
 from edgeopt.passes import CastFp16, FoldBatchNorm, QuantizeStatic, QuantizeWeights, Tidy
+from edgeopt.policy import InputHint, Span
 from edgeopt.records import TensorSpec
 from edgeopt.runtimes.trt import preflight
 from edgeopt.runtimes.trt.order import Range
@@ -88,6 +90,7 @@ def test_integer_kernels_of_onnx_runtime_are_refused(tmp_path: Path) -> None:
         (CODES, -0.5, np.int8(0), "scale that is not above zero"),
         (CODES, 0.0, np.int8(0), "scale that is not above zero"),
         (CODES.astype(np.int32), 0.5, np.int32(0), "int32 codes"),
+        (CODES.astype(ml_dtypes.uint4), 0.5, np.zeros((), ml_dtypes.uint4), "uint4 codes"),
         (CODES.view(np.uint8), 0.5, np.uint8(128), "zero point that is not zero"),
     ],
 )
@@ -200,6 +203,21 @@ def test_our_own_portable_forms_pass(tmp_path: Path, build: Any, technique: Any,
     assert preflight.prepare(file, capabilities=(8.6, 8.9, 12.0)) == file
 
 
+def test_products_that_the_file_quantizes_are_counted(tmp_path: Path) -> None:
+    model = builders.conv_net()
+    evidence = builders.FakeEvidence(model)
+    clean = FoldBatchNorm().apply(Tidy().apply(model, {}, evidence), {}, evidence)
+    products = sum(node.op_type in ("Conv", "Gemm", "MatMul") for node in clean.graph)
+    assert products
+    for step, count in (
+        (None, 0),
+        ((QuantizeStatic(), PORTABLE), products),
+        ((QuantizeWeights(), {"form": "portable"}), 0),
+    ):
+        made = clean if step is None else step[0].apply(clean, step[1], evidence)
+        assert preflight.kept(saved(made, tmp_path)).quantized_products == count
+
+
 SPEC = TensorSpec(name="x", dtype="float32", shape=("N", 3, "H"))
 
 
@@ -211,6 +229,61 @@ def test_profile_spans_the_lengths_seen_and_is_made_for_the_middle_sample() -> N
 
 def test_model_without_open_dimensions_needs_no_profile() -> None:
     assert profile((TensorSpec(name="z", dtype="float32", shape=(1, 2)),), []) == ()
+
+
+TOKENS = TensorSpec(name="tokens", dtype="int64", shape=("batch", "length"))
+MASK = TensorSpec(name="mask", dtype="int64", shape=("batch", "past + length"))
+PAST = TensorSpec(name="past", dtype="float32", shape=("batch", 2, "past"))
+
+
+def seen_at(batch: int, length: int, past: int) -> dict[str, tuple[int, ...]]:
+    return {"tokens": (batch, length), "mask": (batch, past + length), "past": (batch, 2, past)}
+
+
+def test_typical_shapes_of_all_inputs_come_from_one_sample(tmp_path: Path) -> None:
+    first = TensorSpec(name="first", dtype="float32", shape=("N", 4, "side"))
+    second = TensorSpec(name="second", dtype="float32", shape=("N", "side"))
+    # by itself each input's median would be another sample's: (3, 4, 1) and (1, 9)
+    sizes = [(1, 9, 2), (3, 1, 3), (2, 5, 2)]
+    shapes = [{"first": (n, 4, side), "second": (n, side)} for n, side, _ in sizes]
+    one, other = profile((first, second), shapes)
+    assert {"first": one.typical, "second": other.typical} in shapes
+    net = builders.Net(seed=2)
+    net.op("Relu", "first", output="y")
+    net.op("Relu", "second", output="z")
+    model = net.build({"first": ["N", 4, "side"], "second": ["N", "side"]}, {"y": ["N", 4, "side"], "z": ["N", "side"]})
+    file = saved(model, tmp_path)
+    assert preflight.prepare(file, profiles=((one, other),)) == file, "a dimension keeps its name"
+
+
+def test_stated_lengths_hold_for_every_dimension_of_the_name_and_for_sums_with_it() -> None:
+    stated = [
+        ("tokens", InputHint(shape=(Span(least=1, most=8), Span(least=1, typical=1, most=128)))),
+        ("past", InputHint(shape=("batch", 2, Span(least=1, typical=64, most=512)))),
+    ]
+    tokens, mask, past = profile((TOKENS, MASK, PAST), [seen_at(2, 16, 16), seen_at(2, 1, 32)], stated=stated)
+    assert (tokens.least, tokens.typical, tokens.most) == ((1, 1), (2, 1), (8, 128))
+    assert (past.least, past.typical, past.most) == ((1, 2, 1), (2, 2, 64), (8, 2, 512))
+    assert (mask.least, mask.typical, mask.most) == ((1, 2), (2, 65), (8, 640))
+
+
+def test_what_is_not_stated_still_spans_the_samples() -> None:
+    stated = [("x", InputHint(shape=(Span(least=1, typical=4, most=32), 3, "H")))]
+    (found,) = profile((SPEC,), [{"x": (1, 3, 8)}, {"x": (1, 3, 32)}, {"x": (2, 3, 8)}], stated=stated)
+    assert (found.least, found.typical, found.most) == ((1, 3, 8), (4, 3, 8), (32, 3, 32))
+
+
+def test_dimension_without_a_name_takes_what_is_stated_in_its_place_only() -> None:
+    sides = TensorSpec(name="x", dtype="float32", shape=("?", 3, "?"))
+    stated = [("x", InputHint(shape=(1, 3, Span(least=32, most=640))))]
+    (found,) = profile((sides,), [{"x": (1, 3, 48)}], stated=stated)
+    assert (found.least, found.typical, found.most) == ((1, 3, 32), (1, 3, 48), (1, 3, 640))
+
+
+def test_sample_beyond_what_is_stated_is_named_with_both_numbers() -> None:
+    stated = [("x", InputHint(shape=(Span(least=1, most=4), 3, "H")))]
+    with pytest.raises(CompileFailed, match=r"length 9 in dimension N, and the job file states 1\.\.4"):
+        profile((SPEC,), [{"x": (9, 3, 8)}], stated=stated)
 
 
 @pytest.mark.parametrize("seen", [[], [{"other": (1,)}], [{"x": (1, 3)}]])

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from edgeopt.errors import CompileFailed
+from edgeopt.records import EngineFacts
 from edgeopt.runtimes.trt import coverage, faults, header
+from edgeopt.runtimes.trt import key as key_module
 from edgeopt.runtimes.trt.key import engine_key
-from edgeopt.runtimes.trt.order import Answer, Order, ParseFault, Range
+from edgeopt.runtimes.trt.order import OPTIONS, Answer, Order, ParseFault, Range
 
 NO_DRIVER = "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (CUDA driver version is insufficient; cudaError 35)"
 SCOPE = (
@@ -115,6 +117,36 @@ def test_table_in_an_unknown_format_gives_no_coverage_instead_of_a_wrong_one(tab
     assert coverage.summary(coverage.read(table)) is None
 
 
+def test_of_several_tables_the_one_with_the_fewest_int8_layers_counts() -> None:
+    tables = [conv("Int8", "Int8"), conv("Float", "Float"), "Layers:\nwhat is this"]
+    found = coverage.of_build(["Layers:\n" + table for table in tables])
+    assert found is not None
+    assert (found.products, found.int8) == (1, 0)
+    assert coverage.of_build([]) is None
+
+
+FACTS = EngineFacts(
+    key="k", gpus=("SM75",), build_s=1.0, layers=70, products=64, int8_products=0, quantized_products=64
+)
+
+
+@pytest.mark.parametrize(
+    ("facts", "coverage", "undone"),
+    [
+        (FACTS, "0 of 64 layers multiply in int8 on SM75", "0 of 64 layers run in int8 on SM75: TensorRT undid the quantization of 64, since this GPU has no kernels for it"),
+        (dataclasses.replace(FACTS, gpus=("SM75", "SM86")), "0 of 64 layers multiply in int8 on SM75, SM86", "0 of 64 layers run in int8 on SM75, SM86: TensorRT undid the quantization of 64, since one of these GPUs has no kernels for it, and one engine serves them all"),
+        (dataclasses.replace(FACTS, int8_products=48, half_products=16), "48 of 64 layers multiply in int8 on SM75, 16 in float16", ""),
+        (dataclasses.replace(FACTS, quantized_products=0, packed_products=64), "0 of 64 layers multiply in int8 on SM75, 64 by packed weights", ""),
+        (dataclasses.replace(FACTS, products=None, int8_products=None), "", ""),
+        (dataclasses.replace(FACTS, gpus=(), quantized_products=None), "0 of 64 layers multiply in int8", ""),
+    ],
+)  # fmt: skip
+def test_engine_says_how_much_of_it_is_int8_and_when_quantization_was_undone(
+    facts: EngineFacts, coverage: str, undone: str
+) -> None:
+    assert (facts.coverage, facts.undone) == (coverage, undone)
+
+
 ORDER = Order(module="m", model="/a/model.onnx", engine="/a/model.engine", gpus=("SM86", "SM89"))
 RANGE = Range(input="x", least=(1, 3), typical=(2, 3), most=(4, 3))
 
@@ -140,6 +172,16 @@ def test_key_changes_with_everything_that_shapes_the_engine_and_with_nothing_els
     data.write_bytes(b"weightz")
     others.append(key())
     assert len({first, *others}) == len(others) + 1
+
+
+def test_key_changes_with_how_engines_are_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    before = engine_key([tmp_path / "model.onnx"], ORDER, flavour="f", version="v")
+    monkeypatch.setitem(OPTIONS, "sparse_weights", False)
+    other_options = engine_key([tmp_path / "model.onnx"], ORDER, flavour="f", version="v")
+    monkeypatch.setattr(key_module, "_PLATFORM", "linux-aarch64")
+    other_platform = engine_key([tmp_path / "model.onnx"], ORDER, flavour="f", version="v")
+    assert len({before, other_options, other_platform}) == 3
 
 
 def test_key_does_not_run_neighbouring_files_together(tmp_path: Path) -> None:

@@ -5,5 +5,5 @@ serves tensorrt 10.3 to 10.16 and 11 and tensorrt_rtx: a strongly typed network,
 11 and RTX no longer have. Parsing and building run in a process of their own (``child``), since the library prints, may crash and cannot be
 interrupted; nothing else imports it.
 
-``preflight > build (child: parse, build, tell layers) > coverage, key, header``
+``key > shelf, or else preflight > build (child: parse, build, tell layers) > coverage``; ``header`` tells a human what lies there
 """

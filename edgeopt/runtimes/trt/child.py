@@ -30,7 +30,7 @@ _HERE = "CURRENT"
 CANCELLED_EXIT = 75
 """Exit code of a process that ended itself because nobody waits for its answer, and the library did not hear."""
 _MEMORY = re.compile(r"Total (Weights|Activation) Memory: (\d+) bytes|Max Scratch Memory: (\d+) bytes")
-_MOST_LOG_LINES, _LONGEST_LINE = 200, 2000
+_MOST_LOG_LINES, _LONGEST_LINE, _MOST_TABLES = 200, 2000, 16
 
 
 class Build:
@@ -40,7 +40,7 @@ class Build:
         self._library, self._order, self._answers = library, order, answers
         self.cancelled = threading.Event()
         self._errors: list[str] = []
-        self._table = ""
+        self._tables: list[str] = []
         self._memory: dict[str, int] = {}
         self._told_s = 0.0
 
@@ -99,8 +99,8 @@ class Build:
     def _hear(self, severity: str, text: str) -> None:
         if "ERROR" in severity and len(self._errors) < _MOST_LOG_LINES:
             self._errors.append(text[:_LONGEST_LINE])
-        elif text.lstrip().startswith("Layers:") and "LayerType: " in text:
-            self._table = text
+        elif text.lstrip().startswith("Layers:") and "LayerType: " in text and len(self._tables) < _MOST_TABLES:
+            self._tables.append(text)
         for kind, size, scratch in _MEMORY.findall(text):
             self._memory[kind.lower() or "scratch"] = int(size or scratch)
 
@@ -110,7 +110,7 @@ class Build:
             version=str(self._library.__version__),
             faults=faults,
             log=tuple(self._errors),
-            table=self._table,
+            tables=tuple(self._tables),
             memory=tuple(sorted(self._memory.items())),
         )
 

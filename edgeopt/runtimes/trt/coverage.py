@@ -1,13 +1,15 @@
 """How much of an engine really runs in 8 bits: read from the builder's log, since an engine cannot be opened without a GPU.
 
 With detailed verbosity the builder logs one message with a line for each layer of the engine: name, type, and the data type and dimensions of each tensor
-it reads and writes. Quantization is silently undone where a GPU has no kernels for it (compute capability 7.5), and only this table shows it. The
+it reads and writes. That is so for several compute capabilities too (seen with release 1.7): one engine holds one form that all of them run, and its table is that
+form's. Quantization is silently undone where a GPU has no kernels for it (compute capability 7.5), and only this table shows it. The
 format is not documented: what cannot be read is left out, and a table without a readable line gives None.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -83,6 +85,12 @@ def summary(layers: tuple[Layer, ...]) -> Coverage | None:
         half=sum(not _is_int8(layer) and "Half" in layer.inputs for layer in products),
         traffic_bytes=sum(layer.bytes for layer in layers),
     )
+
+
+def of_build(tables: Sequence[str]) -> Coverage | None:
+    """What a build's log tells; of several tables the one with the fewest layers in int8, so that none claims more than some GPU does."""
+    found = [each for each in (summary(read(table)) for table in tables) if each is not None]
+    return min(found, key=lambda each: (each.int8, -each.traffic_bytes), default=None)
 
 
 def _is_int8(layer: Layer) -> bool:

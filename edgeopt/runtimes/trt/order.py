@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+OPTIONS = {"strongly_typed": True, "sparse_weights": True, "profiling_verbosity": "detailed"}
+"""How ``child`` builds every engine: part of what an engine depends on, so whoever changes that changes this."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
@@ -66,7 +69,7 @@ class Answer:
     faults: tuple[ParseFault, ...] = ()
     log: tuple[str, ...] = ()
     """Errors that the library logged, in order."""
-    table: str = ""
-    """The layers as the library logged them; see ``coverage``."""
+    tables: tuple[str, ...] = ()
+    """The layers as the library logged them, one text for each time that it did; see ``coverage``."""
     memory: tuple[tuple[str, int], ...] = ()
     """What it logged of memory: ``weights``, ``activation``, ``scratch`` to bytes."""

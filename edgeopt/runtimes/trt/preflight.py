@@ -8,6 +8,7 @@ tensor but not the file when external data is missing; so these are looked at he
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ _INTEGER_KERNELS = frozenset(
 _NEEDS = {"INT4": 8.0, "FLOAT8E4M3FN": 8.9}
 """The least compute capability that has the type, as RTX says."""
 _FLOAT_PRODUCTS = frozenset({"Gemm", "MatMul"})
+_PRODUCTS = _FLOAT_PRODUCTS | {"Conv", "ConvTranspose"}
 _TURING = 7.5
 _SUFFIX = ".trt"
 _LARGEST_BYTES = (2 << 30) - 1
@@ -49,9 +51,32 @@ def prepare(model: Path, *, capabilities: Sequence[float] = (), profiles: Sequen
     return renamed
 
 
-def output_names(model: Path) -> list[str]:
-    """The model's outputs in order: an engine need not keep it."""
-    return [output.name for output in _read(model).graph.output]
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is known of a model only before it is an engine."""
+
+    outputs: tuple[str, ...]
+    """In order: an engine need not keep it."""
+    quantized_products: int
+    """Convolutions and matrix products whose operands both come out of int8 codes."""
+
+
+def kept(model: Path) -> Kept:
+    """What to remember of ``model``."""
+    graph = _read(model).graph
+    real = _out_of_int8(graph)
+    products = [node for node in _nodes(graph) if node.op_type in _PRODUCTS]
+    quantized = sum(set(node.input[:2]) <= real for node in products)
+    return Kept(tuple(output.name for output in graph.output), quantized)
+
+
+def _out_of_int8(graph: onnx.GraphProto) -> set[str]:
+    """What DequantizeLinear makes of int8 codes, constant ones or those of an activation: both have a zero point of their type, or are constants."""
+    int8 = {tensor.name for tensor in _tensors(graph) if _type_name(tensor.data_type) == "INT8"}
+    pairs = [node for node in _nodes(graph) if node.op_type == "DequantizeLinear"]
+    return {
+        node.output[0] for node in pairs if node.input[0] in int8 or (len(node.input) > 2 and node.input[2] in int8)
+    }
 
 
 def _read(model: Path) -> onnx.ModelProto:
@@ -112,7 +137,7 @@ def _check_pairs(proto: onnx.ModelProto, _model: Path) -> None:
         if zero is not None and not zero.external_data and onnx.numpy_helper.to_array(zero).astype(float).any():
             raise _refused(node, "has a zero point that is not zero; TensorRT takes symmetric codes only")
         kind = constants.get(node.input[0]) or zero
-        if kind is not None and _type_name(kind.data_type) in ("INT32", "INT16", "UINT16"):
+        if kind is not None and _type_name(kind.data_type) in ("INT32", "INT16", "UINT16", "UINT4"):
             raise _refused(node, f"has {_type_name(kind.data_type).lower()} codes; TensorRT takes int8, int4 and fp8")
 
 

@@ -20,12 +20,13 @@ from edgeopt.errors import CompileFailed, MeasureFailed
 from edgeopt.integrity import model_files, sha256_of
 from edgeopt.layout import ENGINE_FILE
 from edgeopt.records import Artifact, EngineFacts, Recipe, Scalar, Signature, Target, TensorSpec
-from edgeopt.runtimes.trt import build, coverage, preflight
+from edgeopt.runtimes.trt import build, coverage, cuda, preflight
 from edgeopt.runtimes.trt import flavours as known
 from edgeopt.runtimes.trt.flavours import Flavour
 from edgeopt.runtimes.trt.key import engine_key
 from edgeopt.runtimes.trt.order import Answer, Order, Progress, Range
-from edgeopt.runtimes.trt.profiles import Shapes, profile
+from edgeopt.runtimes.trt.profiles import Shapes, Stated, profile
+from edgeopt.runtimes.trt.shelf import Finished, Shelf
 
 if TYPE_CHECKING:
     from edgeopt.protocols import Array, Feeds, Session
@@ -35,6 +36,7 @@ CAPABILITIES = (7.5, 8.0, 8.6, 8.9, 12.0, 12.1)
 BUILD_LIMIT_S = 1800.0
 """For one engine, where nothing says otherwise: TensorRT times kernels while it builds, minutes on a small board."""
 _BOARDS = ("aarch64", "arm64")
+_NO_SHELF = Shelf(None)
 _WORKSPACE_SHARE = 0.5
 """Of the memory that a board's GPU shares with everything else: the rest serves the one that is published."""
 
@@ -49,8 +51,9 @@ class TensorRt:
         profiles: Sequence[Sequence[Range]] = (),
         limit_s: float = BUILD_LIMIT_S,
         on_progress: build.OnProgress = lambda _progress: None,
+        shelf: Shelf = _NO_SHELF,
     ) -> None:
-        self._flavour = flavour
+        self._flavour, self._shelf = flavour, shelf
         self._profiles = tuple(tuple(profile) for profile in profiles)
         self._limit_s, self._on_progress = limit_s, on_progress
         self.name = flavour.name
@@ -63,6 +66,8 @@ class TensorRt:
             return f"{self.name} serves the target {self.name}, not {target.name}"
         if known.module_of(self._flavour) is None:
             return f"{self.name} is not installed here ({self._flavour.install})"
+        if reason := known.unfit(self._flavour, self.version):
+            return f"{reason} ({self._flavour.install})"
         if self._flavour.needs_gpu:
             return self._refuse_gpu() or self._refuse_cuda()
         if not target.compute_capability:
@@ -73,14 +78,15 @@ class TensorRt:
             return f"{self.name} builds for compute capabilities {_listed(CAPABILITIES)}, not {_listed(unknown)}"
         return None
 
-    def taking(self, inputs: Sequence[TensorSpec], seen: Iterable[Shapes]) -> TensorRt:
-        """The same runtime for models whose open ``inputs`` take the shapes ``seen``."""
-        ranges = profile(inputs, seen)
+    def taking(self, inputs: Sequence[TensorSpec], seen: Iterable[Shapes], *, stated: Stated = ()) -> TensorRt:
+        """The same runtime for models whose open ``inputs`` take the shapes ``seen``, and those ``stated`` by a job file."""
+        ranges = profile(inputs, seen, stated=stated)
         return TensorRt(
             self._flavour,
             profiles=[ranges] if ranges else [],
             limit_s=self._limit_s,
             on_progress=self._on_progress,
+            shelf=self._shelf,
         )
 
     def _refuse_gpu(self) -> str | None:
@@ -91,46 +97,63 @@ class TensorRt:
         """What is built for the GPU that is here is also timed on it."""
         return None if known.has_cuda() else f"cuda-bindings is not installed here ({known.CUDA_INSTALL})"
 
-    def under(self, *, limit_s: float, tell: Callable[[float, str], None]) -> TensorRt:
-        """The same runtime with ``limit_s`` for each build, which tells ``tell`` how far it is: a share and a few words."""
+    def under(self, *, limit_s: float, tell: Callable[[float, str], None], cache: Path | None = None) -> TensorRt:
+        """The same runtime with ``limit_s`` for each build, which tells ``tell`` how far it is, and builds nothing that lies in ``cache``."""
 
         def on_progress(progress: Progress) -> None:
             tell(progress.share, f"engine: {progress.phase}, {progress.done} of {progress.steps}")
 
-        return TensorRt(self._flavour, profiles=self._profiles, limit_s=limit_s, on_progress=on_progress)
+        return TensorRt(
+            self._flavour, profiles=self._profiles, limit_s=limit_s, on_progress=on_progress, shelf=Shelf(cache)
+        )
 
     def load(self) -> None:
         """Import the library."""
         importlib.import_module(self._module())
 
     def compile(self, model: Path, recipe: Recipe, target: Target) -> Artifact:
-        """Build ``model.engine`` beside ``model``; raises :class:`~edgeopt.errors.CompileFailed` with TensorRT's reason."""
+        """Build ``model.engine`` beside ``model``, or take it out of the cache; raises :class:`~edgeopt.errors.CompileFailed` with TensorRT's reason."""
         del recipe
-        module = self._module()
-        prepared = preflight.prepare(model, capabilities=target.compute_capability, profiles=self._profiles)
         order = Order(
-            module=module,
-            model=str(prepared),
+            module=self._module(),
+            model=str(model),
             engine=str(model.with_name(ENGINE_FILE)),
             gpus=tuple(gpu_name(value) for value in target.compute_capability),
             profiles=self._profiles,
             workspace_bytes=self._workspace_bytes(target),
         )
+        kept = preflight.kept(model)
+        told = self._device(target)
+        found = self._shelf.find(self._key(model, order, self.version, told), Path(order.engine))
+        if found is None:
+            found = self._built(model, order, target, told, quantized=kept.quantized_products)
+        else:
+            self._on_progress(Progress(phase="Taking it from the cache", done=1, steps=1, share=1.0))
+        session: dict[str, Scalar] = {
+            "outputs": json.dumps(kept.outputs),
+            "profiles": json.dumps(wire.encode(self._profiles)),
+        }
+        return self._artifact(Path(order.engine), found, session)
+
+    def _built(self, model: Path, order: Order, target: Target, told: str, *, quantized: int) -> Finished:
+        prepared = preflight.prepare(model, capabilities=target.compute_capability, profiles=self._profiles)
         started_s = time.monotonic()
         try:
-            answer = build.build(order, limit_s=self._limit_s, on_progress=self._on_progress)
+            parsed = replace(order, model=str(prepared))
+            answer = build.build(parsed, limit_s=self._limit_s, on_progress=self._on_progress)
         finally:
             if prepared != model:
                 prepared.unlink(missing_ok=True)
-        facts = _facts(answer, order, seconds=time.monotonic() - started_s)
-        key = engine_key(
-            model_files(model), order, flavour=self.name, version=answer.version, device=self._device(target)
-        )
-        session: dict[str, Scalar] = {
-            "outputs": json.dumps(preflight.output_names(model)),
-            "profiles": json.dumps(wire.encode(self._profiles)),
-        }
-        return self._artifact(Path(order.engine), answer.version, replace(facts, key=key), session)
+        seconds, version = time.monotonic() - started_s, answer.version or self.version
+        key = self._key(model, order, version, told)
+        engine = Path(order.engine)
+        facts = _facts(answer, order, key, quantized=quantized, seconds=seconds)
+        found = Finished(facts=facts, version=version, sha256=sha256_of(engine))
+        self._shelf.keep(found, engine)
+        return found
+
+    def _key(self, model: Path, order: Order, version: str, told: str) -> str:
+        return engine_key(model_files(model), order, flavour=self.name, version=version, device=told)
 
     @contextmanager
     def open(self, artifact: Artifact) -> Iterator[Session]:
@@ -178,18 +201,19 @@ class TensorRt:
         """TensorRT's engines are for the very GPU and driver they were built on, and so are RTX's for the one that is here; others for those they name."""
         if target.compute_capability and not self._flavour.needs_gpu:
             return ""
-        return "; ".join((target.device, *device.gpu_names(), device.gpu_driver()))
+        size = cuda.size(cuda.binding()) if known.has_cuda() else ""
+        return "; ".join((target.device, *device.gpu_names(), size, device.gpu_driver()))
 
-    def _artifact(self, engine: Path, version: str, facts: EngineFacts, session: dict[str, Scalar]) -> Artifact:
+    def _artifact(self, engine: Path, found: Finished, session: dict[str, Scalar]) -> Artifact:
         return Artifact(
             path=str(engine),
             format="tensorrt-engine",
-            sha256=sha256_of(engine),
+            sha256=found.sha256,
             bytes=engine.stat().st_size,
             runtime=self.name,
-            runtime_version=version or self.version,
+            runtime_version=found.version,
             session=tuple(sorted(session.items())),
-            engine=facts,
+            engine=found.facts,
         )
 
 
@@ -203,11 +227,11 @@ def gpu_name(capability: float) -> str:
     return f"SM{round(capability * 10)}"
 
 
-def _facts(answer: Answer, order: Order, *, seconds: float) -> EngineFacts:
-    found = coverage.summary(coverage.read(answer.table))
+def _facts(answer: Answer, order: Order, key: str, *, quantized: int, seconds: float) -> EngineFacts:
+    found = coverage.of_build(answer.tables)
     memory = dict(answer.memory)
     return EngineFacts(
-        key="",
+        key=key,
         gpus=order.gpus,
         build_s=round(seconds, 3),
         weights_bytes=memory.get("weights"),
@@ -218,6 +242,7 @@ def _facts(answer: Answer, order: Order, *, seconds: float) -> EngineFacts:
         int8_products=found.int8 if found else None,
         packed_products=found.packed if found else None,
         half_products=found.half if found else None,
+        quantized_products=quantized,
     )
 
 

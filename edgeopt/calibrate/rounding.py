@@ -42,7 +42,8 @@ class Grid:
 
     def nearest(self, rows: Floats) -> Floats:
         """The nearest code of each weight; (rows, columns)."""
-        return np.clip(np.rint(rows / self.scale[:, None]), -self.largest, self.largest)
+        codes: Floats = np.clip(np.rint(rows / self.scale[:, None]), -self.largest, self.largest)
+        return codes
 
     def anchors(self, rows: Floats) -> NDArray[np.bool_]:
         """The weights that decide the scale of their row; the shape of ``rows``."""

@@ -29,7 +29,10 @@ def pair_peaks(rows: Floats, taps: int) -> NDArray[np.float64]:
 
     ``rows`` is (outputs, inputs * taps), a convolution's weight with its taps last; 1 tap for a matrix product.
     """
-    return np.max([sums.max(axis=1, initial=0.0) for _, sums in _pairs(rows, taps)], axis=0)
+    peaks = np.zeros(len(rows))
+    for _, sums in _pairs(rows, taps):
+        peaks = np.maximum(peaks, sums.max(axis=1, initial=0.0))
+    return peaks
 
 
 def anchors(rows: Floats, taps: int) -> NDArray[np.bool_]:

@@ -51,16 +51,17 @@ def level(
     if not outputs:
         return []
     before = list(_means(original, outputs, evidence))
-    missing = [
-        {name: own - now[name] for name, own in means.items()}
-        for means, now in zip(before, _means(pruned, outputs, evidence), strict=True)
-    ]
+    with np.errstate(invalid="ignore"):  # what is not finite is nowhere below anything
+        missing = [
+            {name: own - now[name] for name, own in means.items()}
+            for means, now in zip(before, _means(pruned, outputs, evidence), strict=True)
+        ]
     fit = [each for index, each in enumerate(missing) if not is_held_out(index)]
     held = [each for index, each in enumerate(missing) if is_held_out(index)]
     changed = []
     for output in outputs if fit and held else ():
         left = _over(held, output)
-        if np.square(left - _over(fit, output)).sum() < np.square(left).sum():  # never where one is not finite
+        if np.square(left - _over(fit, output)).sum() < np.square(left).sum():
             old = np.asarray(tensors.array(output.bias))
             shift = _over(fit if apart else missing, output)
             edit.set_constant(output.bias, (old + shift.reshape(old.shape)).astype(old.dtype))

@@ -59,7 +59,8 @@ def transposed(data: Map, node: ir.Node, kernel: Sequence[int], pick: Pick) -> N
         sources.append(np.clip(source, 0, sides[axis] - 1).reshape(along))
     batch = chosen[:, 0].reshape(-1, *([1] * rank))
     # an index on both sides of a slice puts the slice's axis, the channels, last
-    met = data[(batch, slice(None), *sources)] * is_reached[..., None]
+    index: tuple[Places | slice, ...] = (batch, slice(None), *sources)
+    met = data[index] * is_reached[..., None]
     vectors: NDArray[np.float32] = np.moveaxis(met, -1, 1).reshape(len(chosen), -1)
     return vectors
 

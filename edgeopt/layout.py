@@ -14,6 +14,8 @@ REPORT_FILE = "report.html"
 CHECKSUMS_FILE = "SHA256SUMS"
 REASON_FILE = "reason.json"
 CURRENT_LINK = "current"
+CHECKPOINTS_FOLDER = "checkpoints"
+"""Inside of a job's ``work/``: states of unfinished trainings, the one thing there that outlives an attempt."""
 WORKER_LOG_FILE = "worker.log"
 
 BUNDLE_SUFFIX = ".edgeopt"

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 from edgeopt import wire
@@ -24,7 +23,7 @@ from edgeopt.daemon.retreat import retreat
 from edgeopt.daemon.smoke import Prober
 from edgeopt.daemon.supervise import Outcome, Wish
 from edgeopt.errors import CorruptState, EnvironmentFault, JobCancelled
-from edgeopt.layout import JobFolder, cache_folder
+from edgeopt.layout import CHECKPOINTS_FOLDER, JobFolder, cache_folder
 from edgeopt.orders import Event, JobOrder
 
 _NOTE_EVERY_S = 2.0
@@ -132,7 +131,7 @@ class Floor:
         house, job = self._house, running.job
         folder = JobFolder(house.folders.staging / job.job_id)
         order = _read_order(folder)
-        _clear(folder)
+        clear(folder)
         outcome = supervise.run_worker(
             folder,
             cache_folder(house.folders.state, order.source.sha256),
@@ -216,12 +215,21 @@ def _read_order(folder: JobFolder) -> JobOrder:
         raise storage.translate(fault, f"reading the order of {folder.root.name}") from fault
 
 
-def _clear(folder: JobFolder) -> None:
-    """Nothing of an earlier attempt may be published; what is worth keeping lies in the cache."""
+def clear(folder: JobFolder) -> None:
+    """Nothing of an earlier attempt may be published; what is worth keeping lies in the cache, or is the checkpoint of a training."""
     with storage.storage_errors(f"preparing {folder.root.name}"):
-        for part in (folder.work, folder.out):
-            storage.remove_tree(part)
-            Path(part).mkdir(mode=0o700)
+        storage.remove_tree(folder.out)
+        folder.out.mkdir(mode=0o700)
+        kept = folder.work / CHECKPOINTS_FOLDER
+        # the worker wrote there: only a folder that is one is left alone
+        if any(path.is_symlink() or not path.is_dir() for path in (folder.work, kept)):
+            storage.remove_tree(folder.work)
+            folder.work.mkdir(mode=0o700)
+            return
+        folder.work.chmod(0o700)
+        for other in folder.work.iterdir():
+            if other.name != CHECKPOINTS_FOLDER:
+                storage.remove_tree(other)
 
 
 def _number(event: Event, name: str) -> float:

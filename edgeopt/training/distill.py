@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from edgeopt.calibrate.collect import fingerprint
 from edgeopt.calibrate.real import has_real_samples
 from edgeopt.errors import PassFailed
+from edgeopt.layout import CHECKPOINTS_FOLDER
 from edgeopt.protocols import Evidence, Settings
 from edgeopt.records import Signature, Target
 from edgeopt.training import course as courses
@@ -61,6 +62,7 @@ def _taught(model: Model, course: Course, evidence: Evidence) -> Model:
     from edgeopt.training.teacher import engage
 
     folder = None if evidence.folder is None else evidence.folder / "distill"
+    kept = None if evidence.folder is None else evidence.folder / CHECKPOINTS_FOLDER
     with loop.steady(evidence.target.threads):
         student = Replay(model)
         mode = enter(model, student, course, evidence)
@@ -68,7 +70,7 @@ def _taught(model: Model, course: Course, evidence: Evidence) -> Model:
             watch = loop.Watch(
                 deadline_s=_deadline_s(course, evidence),
                 progress=evidence.progress,
-                checkpoint=None if folder is None else folder / f"{_key(model, course, evidence, lesson.digest())}.npz",
+                checkpoint=None if kept is None else kept / f"{_key(model, course, evidence, lesson.digest())}.npz",
                 on_mode=mode.set,
             )
             outcome = loop.train(student, lesson, course, watch)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from edgeopt.errors import PassFailed
-from edgeopt.training import checkpoint
+from edgeopt.training import checkpoint, interruption
 from edgeopt.training.course import Course
 from edgeopt.training.descent import Descent
 from edgeopt.training.schedule import found_rate, rate, steps_between_looks
@@ -181,15 +181,16 @@ class _Run:
 
     def go_on(self) -> None:
         standing = self._standing
-        while standing.step < self._course.steps and not standing.ended:
-            if self._watch.is_over():
-                standing.ended = "the time was over"
-                break
-            try:
-                self._advance()
-            except _Diverged as reason:
-                self._give_up(str(reason))
-            self._keep()
+        with interruption.deferred() as is_told_to_end:
+            while standing.step < self._course.steps and not standing.ended and not is_told_to_end():
+                if self._watch.is_over():
+                    standing.ended = "the time was over"
+                    break
+                try:
+                    self._advance()
+                except _Diverged as reason:
+                    self._give_up(str(reason))
+                self._keep(at_once=is_told_to_end())
 
     def _advance(self) -> None:
         standing, steps = self._standing, self._course.steps
@@ -281,9 +282,10 @@ class _Run:
         self._descent = Descent(self._student.weights, self._course)  # it measures the weights that it starts from
         return held if math.isfinite(held) else math.inf
 
-    def _keep(self) -> None:
+    def _keep(self, *, at_once: bool) -> None:
         now, file = self._watch.clock(), self._watch.checkpoint
-        if file is None or now - self._saved_s < self._watch.checkpoint_every_s or self._standing.ended:
+        is_due = now - self._saved_s >= self._watch.checkpoint_every_s and not self._standing.ended
+        if file is None or not (is_due or at_once):
             return
         facts = {name: getattr(self._standing, name) for name in Standing.__slots__}
         arrays = {"best": checkpoint.held(self._best), **self._descent.kept()}

@@ -15,7 +15,8 @@ from edgeopt.errors import CandidateError
 from edgeopt.policy import TargetRequest
 
 if TYPE_CHECKING:
-    from edgeopt.graph.groups import ChannelGroups, Family, Role
+    from edgeopt.graph.groups import ChannelGroups, Family
+    from edgeopt.graph.links_ledger import Role
     from edgeopt.protocols import Model
     from edgeopt.records import Signature
     from edgeopt.stages.evidence import CalibrationEvidence

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -217,6 +219,37 @@ def test_interrupted_training_goes_on_to_the_very_same_weights(settings, tmp_pat
     resumed = trained(replace(often, progress=None), **settings)
     assert same(whole, resumed) and resumed.standing == whole.standing
     assert not file.exists()
+
+
+class Ended(BaseException):
+    """What a test's process does on SIGTERM."""
+
+
+@pytest.fixture
+def ended_by_sigterm() -> Iterator[None]:
+    def end(_number: int, _frame: object) -> None:
+        raise Ended
+
+    before = signal.signal(signal.SIGTERM, end)
+    yield
+    assert signal.signal(signal.SIGTERM, before) is end, "the training leaves the handler as it was"
+
+
+@pytest.mark.usefixtures("ended_by_sigterm")
+def test_sigterm_in_mid_training_is_obeyed_once_the_state_is_written_down(tmp_path: Path) -> None:
+    whole, file = trained(loop.Watch()), tmp_path / "training.npz"
+
+    def stop(share: float, _words: str) -> None:
+        if share >= 0.5:
+            signal.raise_signal(signal.SIGTERM)
+
+    seldom = loop.Watch(checkpoint=file, checkpoint_every_s=3600.0, progress=stop)
+    with pytest.raises(Ended):
+        trained(seldom)
+    kept = checkpoint.load(file)
+    assert kept is not None and kept.facts["step"] == QUICK["steps"] // 2
+    resumed = trained(replace(seldom, progress=None))
+    assert same(whole, resumed) and resumed.standing == whole.standing
 
 
 def test_training_gives_the_same_weights_twice_and_others_for_another_seed() -> None:

@@ -54,6 +54,7 @@ LAWS = (
     Law("fuse_transformer", {}, ("bert_block",), LOSSLESS),
     Law("cast_fp16", {"mode": "weights"}, PACKED, 1e-5),
     Law("cast_fp16", {"mode": "full"}, tuple(name for name in MODELS if name != "loop"), 1e-5),
+    Law("cast_fp32", {}, ("half_precision",), 1e-5),
     Law("quantize_dynamic", {}, tuple(name for name in MODELS if name not in CONVOLUTIONS), 2e-2),
     Law("quantize_static", {}, tuple(name for name in MODELS if name not in ("loop", "old_softmax")), 2e-2),
     Law(

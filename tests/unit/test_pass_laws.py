@@ -59,7 +59,7 @@ LAWS = (
     Law("quantize_static", {}, tuple(name for name in MODELS if name not in ("loop", "old_softmax")), 2e-2),
     Law(
         "quantize_static",
-        {"bias_correction": "empirical"},
+        {"bias_correction": "empirical", "reduced_range": True},
         tuple(name for name in MODELS if name not in ("loop", "old_softmax")),
         2e-2,
     ),

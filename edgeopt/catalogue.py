@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PASSES: dict[str, tuple[str, str]] = {
     "tidy": ("edgeopt.passes.tidy", "Tidy"),
+    "cast_fp32": ("edgeopt.passes.cast_fp32", "CastFp32"),
     "fold_batch_norm": ("edgeopt.passes.fold_batch_norm", "FoldBatchNorm"),
     "fuse_transformer": ("edgeopt.passes.fuse_transformer", "FuseTransformer"),
     "prune_channels": ("edgeopt.passes.prune_channels", "PruneChannels"),

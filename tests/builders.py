@@ -295,6 +295,30 @@ def old_softmax(*, seed: int = 9) -> ir.Model:
     return net.build({"rows": [2, 3, 6]}, {"probabilities": [2, 3, 4]})
 
 
+def half_precision(*, seed: int = 13) -> ir.Model:
+    """Exported in float16, inputs and outputs included: a convolution, a choice whose branches hold weights, a product, a cast for a sum in float32."""
+    net = Net(seed=seed)
+
+    def half(*shape: int) -> str:
+        return net.const((net.random.standard_normal(shape) * 0.3).astype(np.float16))
+
+    hidden = net.op("Relu", net.op("Conv", "image", half(16, 3, 3, 3), half(16), pads=[1, 1, 1, 1]))
+    then, other = Net(seed=seed + 1, prefix="then_"), Net(seed=seed + 2, prefix="else_")
+    for body in (then, other):
+        kernel = body.const((body.random.standard_normal((8, 16, 1, 1)) * 0.3).astype(np.float16))
+        body.op("Conv", hidden, kernel, output=f"{body.prefix}out")
+    bodies = {
+        name: body.graph(body.prefix, {}, {f"{body.prefix}out": (TensorProto.FLOAT16, ["N", 8, "H", "W"])})
+        for name, body in (("then_branch", then), ("else_branch", other))
+    }
+    chosen = net.op("If", "flag", **bodies)
+    pooled = net.op("GlobalAveragePool", net.op("Cast", chosen, to=TensorProto.FLOAT))
+    flat = net.op("Flatten", net.op("Cast", pooled, to=TensorProto.FLOAT16))
+    net.op("Gemm", flat, half(5, 8), half(5), output="logits", transB=1)
+    types = {"image": TensorProto.FLOAT16, "logits": TensorProto.FLOAT16, "flag": TensorProto.BOOL}
+    return net.build({"image": ["N", 3, 8, 8], "flag": []}, {"logits": ["N", 5]}, **types)
+
+
 def weights_as_inputs(model: ir.Model) -> ir.Model:
     """``model`` as exporters wrote it before IR version 4: every initializer is listed as an input too."""
     proto = ir.to_proto(model)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgeopt.passes.cast_fp16 import CastFp16 as CastFp16
+    from edgeopt.passes.cast_fp32 import CastFp32 as CastFp32
     from edgeopt.passes.equalize_layers import EqualizeLayers as EqualizeLayers
     from edgeopt.passes.fold_batch_norm import FoldBatchNorm as FoldBatchNorm
     from edgeopt.passes.fuse_transformer import FuseTransformer as FuseTransformer
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CastFp16": "cast_fp16",
+    "CastFp32": "cast_fp32",
     "EqualizeLayers": "equalize_layers",
     "FoldBatchNorm": "fold_batch_norm",
     "FuseTransformer": "fuse_transformer",
@@ -39,6 +41,7 @@ _HOMES = {
 
 __all__ = [
     "CastFp16",
+    "CastFp32",
     "EqualizeLayers",
     "FoldBatchNorm",
     "FuseTransformer",

@@ -25,6 +25,24 @@ RECIPES = {
 }
 SETTINGS = {"quantize_weights": {"bits": 4, "levels": "palette"}}
 NOISE = 1e-2
+LATE = {
+    "transformer": (
+        ("tidy", "fuse_transformer"),
+        ("tidy", "migrate_outliers", "dynamic"),
+        ("tidy", "round_weights", "fuse_transformer", "dynamic"),
+    ),
+    "cnn": (("tidy", "fold_batch_norm", "round_weights", "static"),),
+    "mlp": (("tidy", "kernel"), ("tidy", "portable")),
+}
+"""What is built on the operators of one opset: fusions, repairs, packed kernels and the form for other runtimes."""
+FORMS = {
+    "kernel": ("quantize_weights", {"form": "kernel", "bits": 8, "accuracy_level": 4}),
+    "portable": ("quantize_weights", {"form": "portable", "bits": 8}),
+    "migrate_outliers": ("migrate_outliers", {"min_gain": 1.0}),
+    "round_weights": ("round_weights", {"reduced_range": True}),
+    "dynamic": ("quantize_dynamic", {"reduced_range": True}),
+    "static": ("quantize_static", {"reduced_range": True, "bias_correction": "empirical"}),
+}
 
 
 def cnn(opset: int) -> ir.Model:
@@ -45,6 +63,38 @@ def mlp(opset: int) -> ir.Model:
     return build(net, {"rows": ["N", 32]}, {"probabilities": ["N", 4]})
 
 
+def transformer(opset: int) -> ir.Model:
+    """A block of attention as exporters of that year wrote it: axes of reductions and Unsqueeze as attributes or as inputs, no LayerNormalization."""
+    net, width, heads = Net(opset=opset), 32, 4
+
+    def dense(value: str, inputs: int = width, outputs: int = width) -> str:
+        return str(net.op("Add", net.op("MatMul", value, net.weight(inputs, outputs)), net.weight(outputs)))
+
+    def mean(value: str) -> str:
+        if opset >= 18:
+            return str(net.op("ReduceMean", value, net.ints(-1), keepdims=1))
+        return str(net.op("ReduceMean", value, axes=[-1], keepdims=1))
+
+    def norm(value: str) -> str:
+        deviation = net.op("Sub", value, mean(value))
+        variance = net.op("Add", mean(net.op("Mul", deviation, deviation)), net.const(np.float32(1e-5)))
+        normal = net.op("Div", deviation, net.op("Sqrt", variance))
+        return str(net.op("Add", net.op("Mul", normal, net.weight(width, shift=1.0)), net.weight(width)))
+
+    def split(value: str, perm: list[int]) -> str:
+        parts = net.op("Reshape", value, net.ints(0, 0, heads, width // heads))
+        return str(net.op("Transpose", parts, perm=perm))
+
+    query, key, value = (dense("rows") for _ in range(3))
+    scores = net.op("MatMul", split(query, [0, 2, 1, 3]), split(key, [0, 2, 3, 1]))
+    scores = net.op("Softmax", net.op("Mul", scores, net.const(np.float32(0.35))), axis=3)
+    context = net.op("Transpose", net.op("MatMul", scores, split(value, [0, 2, 1, 3])), perm=[0, 2, 1, 3])
+    hidden = norm(net.op("Add", dense(net.op("Reshape", context, net.ints(0, 0, width))), "rows"))
+    inner = dense(net.op("Relu", dense(hidden, width, 2 * width)), 2 * width)
+    net.op("Tanh", norm(net.op("Add", inner, hidden)), output="out")
+    return build(net, {"rows": ["N", 5, width]}, {"out": ["N", 5, width]})
+
+
 def build(net: Net, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> ir.Model:
     """As an exporter of that year wrote it: its IR version, and weights that are inputs too before version 4."""
     typed = [{name: (onnx.TensorProto.FLOAT, shape) for name, shape in ends.items()} for ends in (inputs, outputs)]
@@ -61,8 +111,9 @@ def build(net: Net, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> ir.M
 
 def apply(model: ir.Model, recipe: tuple[str, ...]) -> ir.Model:
     evidence, made = FakeEvidence(model), model
-    for technique in recipe:
-        made = find_pass(technique).apply(made, SETTINGS.get(technique, {}), evidence)
+    for step in recipe:
+        technique, settings = FORMS.get(step, (step, SETTINGS.get(step, {})))
+        made = find_pass(technique).apply(made, settings, evidence)
         check.verify(made, like=model)
     return made
 
@@ -81,6 +132,21 @@ def test_every_recipe_is_right_at_every_opset(kind: str, opset: int) -> None:
         made = apply(model, recipe)
         assert opset_of(made) == max(opset, RAISED)
         assert noise(model, made) < NOISE, recipe
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("kind", LATE)
+def test_fusions_repairs_and_packed_forms_are_right_at_every_opset(kind: str, opset: int) -> None:
+    model = {"cnn": cnn, "mlp": mlp, "transformer": transformer}[kind](opset)
+    for recipe in LATE[kind]:
+        assert noise(model, apply(model, recipe)) < NOISE, recipe
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_the_portable_form_has_the_opset_that_it_needs_and_the_others_that_of_clean_up(opset: int) -> None:
+    model = mlp(opset)
+    assert opset_of(apply(model, ("tidy", "portable"))) >= max(opset, 21)
+    assert opset_of(apply(model, ("tidy", "kernel"))) == max(opset, RAISED)
 
 
 @pytest.mark.parametrize("opset", OPSETS)

@@ -56,11 +56,12 @@ LAWS = (
     Law("fuse_transformer", {}, ("bert_block",), LOSSLESS),
     Law("cast_fp16", {"mode": "weights"}, PACKED, 1e-5),
     Law("cast_fp16", {"mode": "full"}, tuple(name for name in MODELS if name != "loop"), 1e-5),
+    Law("cast_fp32", {}, ("half_precision",), 1e-5),
     Law("quantize_dynamic", NARROW, tuple(name for name in MODELS if name not in CONVOLUTIONS), 2e-2),
     Law("quantize_static", NARROW, tuple(name for name in MODELS if name not in ("loop", "old_softmax")), 2e-2),
     Law(
         "quantize_static",
-        {"bias_correction": "empirical"},
+        {"bias_correction": "empirical", "reduced_range": True},
         tuple(name for name in MODELS if name not in ("loop", "old_softmax")),
         2e-2,
     ),

@@ -57,6 +57,8 @@ def best(rows: Sequence[Row], gain: Gain, *, right: Callable[[Row], bool] = is_r
 
 def verdict(rows: Sequence[Row], gain: Gain, *, own: str, what: str) -> str:
     """Who is first, and by how much: edgeopt's pick for this objective against the best of the tools."""
+    if not any(gain(row) for row in rows):
+        return f"{what}: nothing is measured yet."
     pick = next((row for row in rows if (row.entry.tool, row.entry.recipe) == (OWN, own)), None)
     lack = _lack(pick, gain)
     mine = pick if not lack else None

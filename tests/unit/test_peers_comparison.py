@@ -60,6 +60,11 @@ def test_speeds_within_each_others_intervals_are_called_so() -> None:
     assert "overlap" not in speed_verdict(PICK, row(entry("nncf"), speedup=1.9))
 
 
+def test_nothing_is_concluded_from_what_is_only_judged() -> None:
+    said = table.verdict([untimed(entry("nncf")), untimed(CONTROL)], table.speed, own="latency", what="Fastest")
+    assert said == "Fastest: nothing is measured yet."
+
+
 def test_verdict_on_one_pass_or_two_says_so() -> None:
     twice = dataclasses.replace(row(entry("nncf"), speedup=1.2), passes=(1.2, 1.2))
     assert "1.20 times (measured in 2 passes only)." in speed_verdict(PICK, twice)

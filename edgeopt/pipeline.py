@@ -98,7 +98,11 @@ def run(order: JobOrder, folder: JobFolder, cache_folder: Path, emit: Emit) -> V
                 confirm=partial(attempt.confirm, bench=bench),
             )
     with staged("report", emit):
-        report.write(report.Findings(order=job.order, target=job.target, data=job.data, verdict=verdict), folder.out)
+        judged_in = ahead.judged(artifact) if job.engines is not None else None
+        findings = report.Findings(
+            order=job.order, target=job.target, data=job.data, verdict=verdict, judged_in=judged_in
+        )
+        report.write(findings, folder.out)
     return verdict
 
 

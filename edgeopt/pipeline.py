@@ -103,8 +103,14 @@ def run(
                 confirm=partial(attempt.confirm, bench=bench),
             )
     with staged("report", emit):
+        judged_in = ahead.judged(artifact) if job.engines is not None else None
         findings = report.Findings(
-            order=job.order, target=job.target, data=job.data, verdict=verdict, frailty=search.frailty
+            order=job.order,
+            target=job.target,
+            data=job.data,
+            verdict=verdict,
+            frailty=search.frailty,
+            judged_in=judged_in,
         )
         report.write(findings, folder.out)
     return verdict

@@ -55,6 +55,9 @@ class Signature:
     zeros: float = 0.0
     """Share of the large float weights that is exactly zero: a model that was pruned before it was dropped."""
 
+    half: bool = False
+    """Some of its weights are float16: it was exported to be computed in half precision, or stored so."""
+
     def count(self, *operators: str) -> int:
         """How many nodes are of one of these operator types."""
         return sum(number for name, number in self.operators if name in operators)

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeopt.graph import tensors
 from edgeopt.protocols import Gradients
 from edgeopt.records import Signature, Target, TensorSpec
 
@@ -410,6 +411,12 @@ def signature(model: ir.Model) -> Signature:
         inputs=specs(list(model.graph.inputs)),
         outputs=specs(list(model.graph.outputs)),
         operators=tuple(sorted(counts.items())),
+        half=any(
+            (found := tensors.constant(value)) is not None and found.dtype == ir.DataType.FLOAT16
+            for graph in model.graphs()
+            for node in graph
+            for value in node.inputs
+        ),
     )
 
 

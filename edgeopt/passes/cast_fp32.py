@@ -34,7 +34,9 @@ class CastFp32:
     needs_data = False
 
     def refuse(self, signature: Signature, target: Target) -> str | None:
-        """Where the device computes in float16, or the model in integers."""
+        """Where nothing is float16, the device computes in it, or the model in integers."""
+        if not signature.half:
+            return "the model has no float16 weights"
         if signature.quantized:
             return "the model is quantized already"
         if target.name.startswith("tensorrt") or any(needed <= set(target.features) for needed in _HALF_ARITHMETIC):

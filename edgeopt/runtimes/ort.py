@@ -169,6 +169,8 @@ def _start(model: Path, settings: Mapping[str, Scalar]) -> Any:
         options.profile_file_prefix = str(prefix)
     if settings.get("fuse_int8_activations"):
         options.add_session_config_entry("session.qdqisint8allowed", "1")
+    if settings.get("float_codes"):
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if settings.get("keep_constants"):
         options.add_session_config_entry("session.disable_prepacking", "1")
     options.intra_op_num_threads = int(settings.get("intra_op_num_threads", 0))

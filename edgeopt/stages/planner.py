@@ -33,8 +33,7 @@ def plan(
 ) -> Plan:
     """Candidates for this model on this device, at most ``policy.search.trials`` of them."""
     recipes, left_out = [], []
-    folds = passes["fold_batch_norm"].refuse(signature, target) is None
-    for recipe in dict.fromkeys(_wishes(signature, target, policy, folds=folds)):
+    for recipe in dict.fromkeys(_wishes(signature, target, policy, _clean_up(signature, target, passes))):
         reason = forbidden(recipe, policy.techniques) or _refusal(
             recipe, signature, target, passes, has_samples=has_samples
         )
@@ -47,10 +46,21 @@ def plan(
     return Plan(recipes=tuple(kept), left_out=tuple(left_out))
 
 
-def _wishes(signature: Signature, target: Target, policy: Policy, *, folds: bool) -> Iterator[Recipe]:
+def _clean_up(signature: Signature, target: Target, passes: Mapping[str, Pass]) -> tuple[Step, ...]:
+    """What every recipe begins with; float16 becomes float32 first where the target computes in that anyway."""
+    steps = [Step.of("tidy")]
+    if passes["cast_fp32"].refuse(signature, target) is None:
+        steps.append(Step.of("cast_fp32"))
+    if passes["fold_batch_norm"].refuse(signature, target) is None:
+        steps.append(Step.of("fold_batch_norm"))
+    return tuple(steps)
+
+
+def _wishes(signature: Signature, target: Target, policy: Policy, clean: tuple[Step, ...]) -> Iterator[Recipe]:
     """All recipes worth a thought; refusals are sorted out afterwards."""
-    clean: tuple[Step, ...] = (Step.of("tidy"), Step.of("fold_batch_norm")) if folds else (Step.of("tidy"),)
     fused = (*clean, Step.of("fuse_transformer"))
+    if signature.half:
+        yield Recipe(steps=tuple(step for step in clean if step.technique == "tidy"))
     yield Recipe(steps=clean)
     if target.name.startswith("tensorrt"):
         wished = asked.recipes(policy.techniques, Step.of("cast_fp16", mode="full"), unpacks=False)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from edgeopt.protocols import Model
 
 TECHNIQUE = "prune_channels"
-CLEAN_UP = ("tidy", "fold_batch_norm")
+CLEAN_UP = ("tidy", "cast_fp32", "fold_batch_norm")
 _DEEPEST = 0.5
 """Share of a family that may go at most: beyond it the ranking costs more than such a candidate is worth."""
 _CRITERION = "obs"

@@ -35,6 +35,8 @@ class Findings:
     target: Target
     data: Data
     verdict: Verdict
+    judged_in: Artifact | None = None
+    """How ONNX files were opened that were judged in the place of their engines; None where what serves was judged itself."""
     prepared: Mapping[str, Any] = field(default_factory=dict)
     """Where the candidates come from, if not from here; see ``acceptance``."""
     frailty: Sequence[Mapping[str, Any]] = ()
@@ -70,7 +72,7 @@ def manifest(findings: Findings) -> dict[str, Any]:
         "created": "",
         "edgeopt": __version__,
         "source": wire.encode(order.source),
-        "artifact": _artifact(artifact, judged_in=baseline.artifact if _standing(winner, target) else None),
+        "artifact": _artifact(artifact, judged_in=findings.judged_in if _standing(winner, target) else None),
         "target": {
             "name": target.name,
             "device": target.device,

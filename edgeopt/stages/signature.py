@@ -11,7 +11,7 @@ from collections import Counter
 import onnx_ir as ir
 
 from edgeopt.errors import UnsupportedModel
-from edgeopt.graph import compact
+from edgeopt.graph import compact, edit, tensors
 from edgeopt.graph.tensors import parameter_bytes
 from edgeopt.policy import Dim
 from edgeopt.records import Signature, TensorSpec
@@ -49,6 +49,7 @@ def signature_of(model: ir.Model, *, format: str = "onnx") -> Signature:  # noqa
         parameter_bytes=parameter_bytes(model),
         quantized=any(_is_quantized(name) for name in operators),
         zeros=compact.zeros(model.graph),
+        half=any(_is_half(value) for node in edit.nodes(model) for value in node.inputs),
     )
 
 
@@ -59,6 +60,11 @@ def _operators(model: ir.Model) -> Counter[str]:
 
 def _operator_name(node: ir.Node) -> str:
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+
+
+def _is_half(value: ir.Value | None) -> bool:
+    found = tensors.constant(value)
+    return found is not None and found.dtype == ir.DataType.FLOAT16
 
 
 def _is_quantized(operator: str) -> bool:

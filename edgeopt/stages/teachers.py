@@ -22,7 +22,7 @@ _AS_FAST = 0.95
 """The speedup that counts as no slower: the interval of equal models reaches a few percent below 1."""
 _TRAINING_SHARE = 0.5
 """Of the budget; the other half is for what is made of the taught student."""
-_BEFORE = frozenset({"tidy", "fold_batch_norm", "prune_channels"})
+_BEFORE = frozenset({"tidy", "cast_fp32", "fold_batch_norm", "prune_channels"})
 
 
 def answers(

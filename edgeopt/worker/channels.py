@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgeopt.records import Signature
     from edgeopt.stages.evidence import CalibrationEvidence
 
-_CLEAN_UP = ("tidy", "fold_batch_norm")
+_CLEAN_UP = ("tidy", "cast_fp32", "fold_batch_norm")
 _SAMPLES, _SEED = 2, 0
 """Two samples of the same lengths: they only have to show that the model runs."""
 

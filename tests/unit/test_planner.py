@@ -23,7 +23,7 @@ class OpenPass:
         self.name, self.lossless, self.needs_data = name, lossless, False
 
     def refuse(self, signature, target):
-        return None
+        return "nothing is float16" if self.name == "cast_fp32" and not signature.half else None
 
     def apply(self, model, settings, evidence):
         raise AssertionError("planning applies nothing")
@@ -37,6 +37,7 @@ PASSES = {
         "fuse_transformer",
         "migrate_outliers",
         "cast_fp16",
+        "cast_fp32",
         "quantize_dynamic",
         "quantize_static",
         "quantize_weights",
@@ -288,3 +289,12 @@ def test_what_needs_no_repair_comes_before_learned_rounding_but_outliers_are_mig
     steps = [{step.technique for step in recipe.steps} for recipe in _plan(transformer).recipes]
     integers = [techniques for techniques in steps if techniques & {"quantize_static", "quantize_dynamic"}]
     assert "migrate_outliers" in integers[0]
+
+
+def test_float16_models_become_float32_before_all_else_where_the_device_computes_in_that() -> None:
+    half = replace(CNN, half=True)
+    first, *others = _plan(half).recipes
+    assert [step.technique for step in first.steps] == ["tidy"]
+    assert others
+    assert all([step.technique for step in recipe.steps[:2]] == ["tidy", "cast_fp32"] for recipe in others)
+    assert "cast_fp32" not in _techniques(_plan())

@@ -132,6 +132,11 @@ def test_failure_is_a_row_with_its_reason() -> None:
     assert line == "| aimet default | - | - | - | - | - | no | 12 / 10 | ValueError: no / kernel |"
 
 
+def test_reason_names_files_without_the_folders_of_this_machine() -> None:
+    failed = Row(entry=entry("aimet"), record=MADE, failure="does not open /home/me/peers/out/model.onnx: 1/2 of it")
+    assert "| does not open model.onnx: 1/2 of it |" in table.markdown([failed])
+
+
 def test_fastest_and_smallest_right_rows_are_in_bold() -> None:
     text = table.markdown([CONTROL_ROW, PICK, row(entry("inc"), smaller=4.0), row(entry("x"), speedup=7.0, bound=0.5)])
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}

@@ -5,6 +5,7 @@ A row wins only within the budget: the drop's 95 % bound at most ``max_drop``. "
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
@@ -19,6 +20,8 @@ _HEAD = (
     "| tool and recipe | speedup [95 %] (passes) | times smaller | metric | drop (bound) | also | within 1 %? | wall / CPU s to make | note |",
     "|---|---|---|---|---|---|---|---|---|",
 )
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+")
+"""Where a reason names a file, its folders are those of the machine that measured."""
 _ALSO = {"kl": "KL", "accuracy": "top-1", "mask_iou": "mask IoU"}
 
 
@@ -178,4 +181,4 @@ def _note(row: Row, *, is_fastest: bool, is_smallest: bool) -> str:
     notes += row.record.notes if row.record else ()
     if row.record is not None and not row.is_current:
         notes.append("made by an earlier state of its sources")
-    return "; ".join(notes).replace("|", "/") or " "
+    return _FOLDERS.sub("", "; ".join(notes)).replace("|", "/") or " "

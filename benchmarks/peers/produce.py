@@ -133,7 +133,7 @@ def _is_worth_another_try(record: Record, limit_s: float, *, again: bool) -> boo
     return again and bool(record.failure)
 
 
-_WISHES = """search: {budget: 3m}
+_WISHES = """search: {budget: 2m}
 """
 
 

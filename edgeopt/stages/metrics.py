@@ -48,6 +48,8 @@ class Finding:
     value: float
     drop: float
     ci95: tuple[float, float]
+    deviation: float = 0.0
+    """Standard error of ``drop``; of accuracy only."""
 
 
 def findings(tally: Tally, goal: Goal, seed: int) -> Iterator[Finding]:
@@ -78,6 +80,7 @@ def _accuracy(tally: Tally, seed: int) -> dict[str, Any]:
         "value": float(candidate.mean()),
         "drop": float((original - candidate).mean()),
         "ci95": _wider(original - candidate, modelled, seed),
+        "deviation": float((original - candidate).std() / np.sqrt(len(original))),
     }
 
 

@@ -146,12 +146,14 @@ def _decisive(findings: list[Finding], goal: Goal, samples: int) -> Finding:
     """The worst finding; with labels accuracy alone, unless they are too few to prove anything.
 
     Fewer labels than that, all of them right, would leave a bound above ``goal.max_drop``: then the expected drop is
-    what can be proved, and accuracy may only veto by a drop that was seen.
+    what can be proved, and accuracy may only veto: by a drop beyond it that is more than its own standard error, since
+    two answers among a hundred that the original itself hardly preferred turn over as often as not.
     """
     accuracy = next((finding for finding in findings if finding.metric == "accuracy"), None)
     if accuracy is not None:
         enough = binomial_interval(0, samples)[1] <= goal.max_drop
-        if enough or goal.metric == "accuracy" or accuracy.drop > goal.max_drop:
+        is_seen = accuracy.drop - accuracy.deviation > goal.max_drop
+        if enough or goal.metric == "accuracy" or is_seen:
             return accuracy
         findings = [finding for finding in findings if finding.metric != "accuracy"]
     return max(findings, key=lambda finding: (finding.ci95[1], finding.drop))

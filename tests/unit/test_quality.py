@@ -121,6 +121,27 @@ def test_few_labels_still_veto_by_a_drop_that_was_seen(tmp_path) -> None:
     assert (found.kind, found.metric) == ("accuracy", "accuracy")
 
 
+@pytest.mark.parametrize(("lost", "metric"), [(2, "expected_drop"), (3, "accuracy")])
+def test_two_lost_answers_among_few_labels_are_chance_and_three_are_a_veto(tmp_path, lost: int, metric: str) -> None:
+    inputs = _inputs(120)
+    inputs.labels = (inputs.arrays @ WEIGHTS).argmax(axis=1)
+    scores = inputs.arrays @ WEIGHTS
+    margins = np.sort(scores, axis=1)[:, -1] - np.sort(scores, axis=1)[:, -2]
+    turned = {inputs.arrays[index].tobytes() for index in np.argsort(margins)[:lost]}
+
+    def candidate(feeds):
+        (given,) = _classifier(feeds)
+        changed = given.copy()
+        if feeds["x"].tobytes() in turned:
+            first, second = np.argsort(-given[0])[:2]
+            changed[0, [first, second]] = given[0, [second, first]]
+        return [changed]
+
+    found = quality.judge(_reference(tmp_path, _classifier, inputs, LOGITS), candidate, Goal(), seed=0)
+    assert found.metric == metric
+    assert dict(found.details)["accuracy"] == pytest.approx(1.0 - lost / 120)
+
+
 def test_zero_flips_on_few_samples_still_leave_a_bound_where_margins_were_eaten(tmp_path) -> None:
     inputs = _inputs(12)
     held = _reference(tmp_path, _classifier, inputs, LOGITS)

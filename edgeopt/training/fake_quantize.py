@@ -36,20 +36,22 @@ class FakeQuantizer:
     """Output axis of each weight."""
     scales: dict[str, tuple[float, int]] = field(default_factory=dict)
     """Scale and zero point of each value, in codes of 0..255."""
-    half: int = 127
-    """The largest code of a weight: 127, or 63 with reduced range."""
+    reduced_range: bool = False
+    """Weights as wide as kernels add up exactly that add two products in 16 bits; see ``calibrate.saturation``."""
+    exact: set[str] = field(default_factory=set)
+    """Weights whose kernels do not, which keep all 8 bits."""
 
     def weight(self, name: str, tensor: Tensor) -> Tensor:
         """The weight as the integer kernel will see it."""
         axis = self.axes.get(name)
         if axis is None:
             return tensor
-        others = [index for index in range(tensor.ndim) if index != axis]
-        peak = tensor.detach().float().abs().amax(dim=others)
-        scale = (peak / self.half).clamp(min=qparams.SMALLEST_SCALE)
+        narrow = self.reduced_range and name not in self.exact
+        found = qparams.weight_qparams(tensor.detach().float().numpy(), axis=axis, reduced_range=narrow)
+        scale = torch.from_numpy(found.scale)
         zeros = torch.zeros_like(scale, dtype=torch.int32)
         rounded: Tensor = torch.fake_quantize_per_channel_affine(
-            tensor.float(), scale, zeros, axis, -self.half, self.half
+            tensor.float(), scale, zeros, axis, found.qmin, found.qmax
         )
         return rounded
 
@@ -81,9 +83,11 @@ def prepare(model: ir.Model, evidence: Evidence, *, reduced_range: bool = False)
     names = sorted({str(placement.root(value).name) for value in values})
     seen = collect(fused, names, evidence, channels={})
     method = "mse" if any(layer.node.op_type == "Conv" for layer in placement.layers) else "min_max"
-    found = FakeQuantizer(half=63 if reduced_range else 127)
+    found = FakeQuantizer(reduced_range=reduced_range)
     for layer in placement.layers:
         found.axes[str(layer.weight.name)] = layer.weight_axis
+        if quantizable.adds_in_32_bits(layer):
+            found.exact.add(str(layer.weight.name))
     for value in values:
         covered = range_of(seen[str(placement.root(value).name)].stats, method)
         parameters = qparams.activation_qparams(covered, dtype="uint8")

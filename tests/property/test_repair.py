@@ -10,9 +10,9 @@ from fused import noise_ratio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeopt.calibrate import migration
+from edgeopt.calibrate import migration, saturation
 from edgeopt.calibrate.channels import Channels, observe_channels
-from edgeopt.calibrate.rounding import damped, learned_codes
+from edgeopt.calibrate.rounding import damped, grid, learned_codes
 from edgeopt.errors import PassFailed
 from edgeopt.passes import EqualizeLayers, MigrateOutliers
 
@@ -49,16 +49,18 @@ def test_learned_codes_are_neighbours_and_never_worse_than_nearest(
     data = random.standard_normal((50, 3)) @ random.standard_normal((3, inputs)) + 0.1 * random.standard_normal(
         (50, inputs)
     )
-    largest = 63 if narrow else 127
-    scale = (np.abs(rows).max(axis=1) / largest).astype(np.float32)
+    found = grid(rows, 0, reduced_range=narrow)
     gram = (data.T @ data).astype(np.float32)
-    codes = learned_codes(rows, scale, gram, largest=largest, sweeps=sweeps)
-    wanted = rows / scale[:, None]
+    codes = learned_codes(rows, found, gram, sweeps=sweeps)
+    wanted = rows / found.scale[:, None]
     assert np.all(codes == np.rint(codes))
-    assert np.abs(codes).max() <= largest
+    assert np.abs(codes).max() <= found.largest
     assert np.all(np.abs(codes - wanted) < 1 + 1e-3)
-    peaks = np.take_along_axis(codes, np.abs(rows).argmax(axis=1)[:, None], axis=1)
-    assert np.all(np.abs(peaks) == largest)
+    kept = found.anchors(rows)
+    assert np.all(codes[kept] == found.nearest(rows)[kept])
+    if narrow:
+        assert not saturation.crowded(codes, 1).any()
+        return  # codes that left 16 bits together went back to nearest, whatever that cost
     moments = damped(gram).astype(np.float64)
     cost = [np.einsum("ij,jk,ik->i", error, moments, error) for error in (codes - wanted, np.rint(wanted) - wanted)]
     assert np.all(cost[0] <= cost[1] * (1 + 1e-3) + 1e-6)

@@ -115,7 +115,7 @@ def test_checkpoint_keeps_whatever_a_weight_is_called(weights, facts) -> None:
 def test_fake_quantized_weight_is_the_one_that_the_quantizer_will_write(weight, axis: int, reduced: bool) -> None:
     found = qparams.weight_qparams(weight, axis=axis, reduced_range=reduced)
     expected = qparams.dequantize(qparams.quantize(weight, found), found)
-    rounding = FakeQuantizer(axes={"w": axis}, half=63 if reduced else 127)
+    rounding = FakeQuantizer(axes={"w": axis}, reduced_range=reduced)
     made = rounding.weight("w", torch.from_numpy(weight)).numpy()
     step = found.scale.reshape((-1, 1) if axis == 0 else (1, -1))
     # torch multiplies by the reciprocal: a value in the middle of two codes may take the other one

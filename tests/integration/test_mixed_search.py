@@ -61,7 +61,7 @@ def test_layer_that_int8_cannot_hold_stays_in_float_and_the_rungs_between_are_me
     mixed = [each for each in tried if json.loads(str(each["recipe"][-1].get("skip", "[]")))]
     assert mixed, [(each["recipe"], each.get("refused")) for each in tried]
     # right it must be; whether it is fast enough beside whatever else runs here is the machine's affair
-    right = [each for each in mixed if str(each.get("refused", "speedup")).startswith("speedup")]
+    right = [each for each in mixed if "speedup" in str(each.get("refused", "speedup"))]
     kept = [json.loads(each["recipe"][-1]["skip"]) for each in right]
     assert kept, [each["refused"] for each in mixed]
     assert all(f"layer{SPOILED}" in layers for layers in kept)

@@ -77,7 +77,9 @@ def test_lstm_gru_and_branches_are_quantized_from_drop_to_published_file(tmp_pat
 
 
 def test_a_quantized_model_passes_through_with_its_integers_as_they_were(tmp_path: Path) -> None:
-    model = find_pass("quantize_static").apply(builders.conv_net(), {}, FakeEvidence(builders.conv_net()))
+    model = find_pass("quantize_static").apply(
+        builders.conv_net(), {"reduced_range": True}, FakeEvidence(builders.conv_net())
+    )
     assert signature_of(model).quantized
     file, data = tmp_path / "integers.onnx", tmp_path / "samples.npz"
     ir.save(model, file, external_data="integers.weights", size_threshold_bytes=0)

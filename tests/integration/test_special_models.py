@@ -21,7 +21,9 @@ from edgeopt.records import Recipe, Step
 from edgeopt.stages.signature import signature_of
 
 pytestmark = pytest.mark.slow
-TIDY, DYNAMIC, STATIC = Step.of("tidy"), Step.of("quantize_dynamic"), Step.of("quantize_static")
+TIDY = Step.of("tidy")
+# weights that no kernel saturates on, on whatever CPU this runs
+DYNAMIC, STATIC = (Step.of(name, reduced_range=True) for name in ("quantize_dynamic", "quantize_static"))
 PACKED = Step.of("quantize_weights", bits=8)
 SAMPLES = 4
 
